@@ -1,0 +1,3 @@
+"""Training-time preservation of known circuits in language models."""
+
+__version__ = "0.1.0"

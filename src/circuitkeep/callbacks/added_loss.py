@@ -1,0 +1,108 @@
+"""Adding losses to somebody's LightningModule, and taking them away without a trace.
+
+`training_step` is the place: Lightning divides the loss by accumulation after it, the gradient
+scaler comes later still, and DDP and FSDP run it inside the wrapped forward pass, so that a probe
+forward made there belongs to the same graph. Under manual optimization the loss goes to
+`manual_backward` instead, once per training step, however many optimizers there are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+LossSource = Callable[[], Tensor | None]
+"""Called once inside every training step; the scaled penalty, or None when none is due."""
+
+
+class _Wrapped:
+    """One module's wrapped methods and whose losses they add.
+
+    One wrapper serves all sources, so that they may come and go in any order.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        self.module = module
+        self.sources: list[LossSource] = []
+        self.pending = False
+        self.before = {}
+        if module.automatic_optimization:
+            self._replace("training_step", self._automatic)
+        else:
+            self._replace("training_step", self._manual)
+            self._replace("manual_backward", self._backward)
+
+    def undo(self) -> None:
+        for name, own in self.before.items():
+            if own is None:
+                delattr(self.module, name)
+            else:
+                setattr(self.module, name, own)
+
+    def _replace(self, name: str, make: Callable[[Callable], Callable]) -> None:
+        self.before[name] = self.module.__dict__.get(name)
+        original = getattr(self.module, name)
+        # Lightning reads the signature of training_step through __wrapped__.
+        setattr(self.module, name, functools.wraps(original)(make(original)))
+
+    def _automatic(self, original: Callable) -> Callable:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            if output is None:
+                return None
+            for loss in self._losses():
+                if isinstance(output, dict):
+                    output = {**output, "loss": output["loss"] + loss}
+                else:
+                    output = output + loss
+            return output
+
+        return step
+
+    def _manual(self, original: Callable) -> Callable:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self.pending = True
+            return original(*args, **kwargs)
+
+        return step
+
+    def _backward(self, original: Callable) -> Callable:
+        def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            if self.pending:
+                self.pending = False
+                for added in self._losses():
+                    loss = loss + added
+            original(loss, *args, **kwargs)
+
+        return backward
+
+    def _losses(self) -> list[Tensor]:
+        losses = [source() for source in self.sources]
+        return [loss for loss in losses if loss is not None]
+
+
+_WRAPPED: WeakKeyDictionary[LightningModule, _Wrapped] = WeakKeyDictionary()
+
+
+def add_loss(module: LightningModule, source: LossSource) -> None:
+    """Add `source` to the loss of every training step of `module`, until `remove_loss`."""
+    wrapped = _WRAPPED.get(module)
+    if wrapped is None:
+        wrapped = _WRAPPED[module] = _Wrapped(module)
+    wrapped.sources.append(source)
+
+
+def remove_loss(module: LightningModule, source: LossSource) -> None:
+    """Take `source` away; the last one leaves the module as it was. Unknown sources are ignored."""
+    wrapped = _WRAPPED.get(module)
+    if wrapped is None or source not in wrapped.sources:
+        return
+    wrapped.sources.remove(source)
+    if not wrapped.sources:
+        wrapped.undo()
+        del _WRAPPED[module]

@@ -1,0 +1,152 @@
+"""Capability beside circuits: the same evaluations before, during and after the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+
+from circuitkeep.evals.capability import IGNORED, capability_sums, summarize_capability
+
+Batches = Iterable[Mapping[str, Any]]
+
+
+class CapabilityEvals(Callback):
+    """Evaluates the model in training on the validation rows of some data sets.
+
+    Logs ``capability/<name>/loss_nats``, ``/perplexity`` and, where the data mark answers,
+    ``/accuracy``. The step of an entry is the number of optimizer steps the weights have had:
+    0 is the model as it came.
+
+    The model is the ``model`` attribute of the LightningModule. Several processes take turns at
+    the batches and add up their sums, so the figures do not depend on how many there are.
+
+    Args:
+        datasets: By name, what to evaluate on: a data module, whose validation loader is taken,
+            or the batches themselves: a list, or a loader that can be iterated again, in the same
+            order in every process.
+        every_n_steps: Evaluate after each so many optimizer steps; None not to.
+        at_validation: Evaluate when the trainer has validated.
+        max_batches: Of each data set, the first so many; None for all.
+
+    Attributes:
+        latest: The values last logged, by data set, with ``tokens`` beside them.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, LightningDataModule | Batches],
+        every_n_steps: int | None = None,
+        at_validation: bool = True,
+        max_batches: int | None = None,
+    ) -> None:
+        for option, value in (("every_n_steps", every_n_steps), ("max_batches", max_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option} must be at least 1, or null; got {value}")
+        self.datasets = dict(datasets)
+        self.every_n_steps = every_n_steps
+        self.at_validation = at_validation
+        self.max_batches = max_batches
+        self.latest: dict[str, dict[str, float]] = {}
+        self._batches: dict[str, Batches] = {}
+        self._last_step: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare the data once, so that a mistake in it shows before the training starts.
+
+        Raises:
+            ValueError: If the LightningModule has no ``model``, or a data set no validation rows.
+        """
+        if stage != "fit":
+            return
+        if not isinstance(getattr(pl_module, "model", None), torch.nn.Module):
+            raise ValueError(
+                f"{type(pl_module).__name__} has no attribute 'model' that holds the language "
+                "model, so there is nothing to evaluate"
+            )
+        for name, data in self.datasets.items():
+            if not isinstance(data, LightningDataModule):
+                self._batches[name] = data
+                continue
+            if trainer.local_rank == 0:
+                data.prepare_data()
+            trainer.strategy.barrier("capability data")
+            data.setup("validate")
+            batches = data.val_dataloader()
+            if isinstance(batches, (list, tuple, Mapping)):
+                raise ValueError(
+                    f"the data set {name!r} must have one validation loader to be evaluated on"
+                )
+            self._batches[name] = batches
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the model as it came; a resumed run has done so."""
+        if trainer.global_step == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate every `every_n_steps` optimizer steps."""
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate beside the trainer's own validation."""
+        if self.at_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._evaluate(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured last, and when."""
+        return {"latest": self.latest, "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up `state_dict`."""
+        self.latest = state_dict["latest"]
+        self._last_step = state_dict["last_step"]
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        model = pl_module.model
+        assert isinstance(model, torch.nn.Module)
+        logged = {}
+        for name, batches in self._batches.items():
+            share = share_of_batches(
+                batches, trainer.global_rank, trainer.world_size, self.max_batches
+            )
+            with trainer.precision_plugin.forward_context():
+                sums = capability_sums(model, share)
+            values = summarize_capability(trainer.strategy.reduce(sums, reduce_op="sum"))
+            self.latest[name] = values
+            for quantity in ("loss_nats", "perplexity", "accuracy"):
+                if quantity in values:
+                    logged[f"capability/{name}/{quantity}"] = values[quantity]
+        self._last_step = step
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=step)
+
+
+def share_of_batches(
+    batches: Batches, rank: int, ranks: int, max_batches: int | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """The batches that process `rank` of `ranks` evaluates: every `ranks`-th one.
+
+    All processes get equally many, as the collectives of a sharded model need: a process that
+    would run out first gets its round's first batch once more, with no label left in it.
+    """
+    turn: list[Mapping[str, Any]] = []
+    for number, batch in enumerate(batches):
+        if number == max_batches:
+            break
+        turn.append(batch)
+        if len(turn) == ranks:
+            yield turn[rank]
+            turn = []
+    if turn:
+        first = turn[0]
+        unlabelled = {**first, "labels": torch.full_like(first["labels"], IGNORED)}
+        yield turn[rank] if rank < len(turn) else unlabelled

@@ -1,0 +1,271 @@
+"""`CircuitPreservation`: adds the penalty for a drifting circuit to the training loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from circuitkeep.callbacks.added_loss import add_loss, remove_loss
+from circuitkeep.callbacks.subject import as_circuit, as_probe, tokenizer_of
+from circuitkeep.capture import Backend, attach, find_model, probe_mode
+from circuitkeep.capture.models import fingerprint_model, fingerprint_tokenizer
+from circuitkeep.circuits import Circuit
+from circuitkeep.penalties import BehaviourKL, PatternDivergence, Penalty, Sum
+from circuitkeep.probes import Probe, build_probe
+from circuitkeep.probing import probe_rows
+from circuitkeep.reference import (
+    Fingerprint,
+    Reference,
+    capture_reference,
+    fingerprint_circuit,
+    fingerprint_probe,
+    load_reference,
+    observe,
+)
+
+
+class CircuitPreservation(Callback):
+    r"""Add a circuit-preservation penalty to the loss of an unmodified LightningModule.
+
+    At the first training step the base model is run once over a pool of train-probe rows (the
+    reference). Then, on due steps, a fresh random subset of the rows is run through the model in
+    training, and
+
+    .. math:: \mathrm{weight} \cdot \min(1, t / \mathrm{warmup}) \cdot P(\mathrm{now},
+              \mathrm{reference})
+
+    is added to the loss. With ``weight=0`` nothing is run at all: the training is bit-identical
+    to one without the callback. The random state is never touched.
+
+    Args:
+        circuit: A circuit file, or a `Circuit`.
+        penalty: What drift costs; default ``PatternDivergence + BehaviourKL``, because patterns
+            alone keep the picture and lose the function.
+        probe: Rows to guard on, if not those of the circuit's own probe; it must label the same
+            roles. A probe, or a mapping with ``_target_``.
+        weight: Of the penalty against the task's loss, which is in nats.
+        warmup_steps: Optimizer steps over which the weight rises linearly from 0.
+        every_n_steps: Due every so many optimizer steps, with the penalty multiplied by as much.
+        rows_per_step: Probe rows per due step, over all ranks.
+        pool_rows: Rows in the pool; few rows overfit (8 do, 64 hardly).
+        seed: Of the pool and of the choice of rows.
+        model: Attribute path of the model in the LightningModule, if it holds several.
+        tokenizer: A tokenizer, or where to load one; default: the model's own directory.
+        reference: Where the reference is kept, if not under the trainer's root directory. A file
+            that is there is used, if it was made of the same model, tokenizer, probe and circuit.
+
+    Raises:
+        ValueError: On construction for settings out of range or an unreadable circuit; at the
+            start of training for a circuit that does not fit the model; during it, if the penalty
+            is not finite or does not reach the model's parameters.
+    """
+
+    def __init__(
+        self,
+        circuit: str | os.PathLike[str] | Circuit,
+        penalty: Penalty | None = None,
+        probe: Probe | Mapping[str, Any] | None = None,
+        weight: float = 1.0,
+        warmup_steps: int = 0,
+        every_n_steps: int = 1,
+        rows_per_step: int = 8,
+        pool_rows: int = 256,
+        seed: int = 0,
+        model: str | None = None,
+        tokenizer: Any = None,
+        reference: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.circuit = as_circuit(circuit)
+        penalty = default_penalty() if penalty is None else penalty
+        self.penalty = penalty if isinstance(penalty, Sum) else Sum({"drift": penalty})
+        self.probe = as_probe(probe)
+        for name, value, least in (
+            ("weight", weight, 0),
+            ("warmup_steps", warmup_steps, 0),
+            ("every_n_steps", every_n_steps, 1),
+            ("rows_per_step", rows_per_step, 1),
+            ("pool_rows", pool_rows, 1),
+        ):
+            if not least <= value < float("inf"):
+                raise ValueError(f"CircuitPreservation: {name} must be >= {least}, got {value}")
+        if rows_per_step > pool_rows:
+            raise ValueError(
+                f"CircuitPreservation: rows_per_step={rows_per_step} is more than "
+                f"pool_rows={pool_rows}"
+            )
+        self.weight = float(weight)
+        self.warmup_steps = warmup_steps
+        self.every_n_steps = every_n_steps
+        self.rows_per_step = rows_per_step
+        self.pool_rows = pool_rows
+        self.seed = seed
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reference_path = None if reference is None else Path(reference)
+        self._resumed = False
+        self._backend: Backend | None = None
+        self._reference: Reference | None = None
+        self._trainer: Trainer | None = None
+        self._module: LightningModule | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One state per circuit, so that several callbacks keep apart."""
+        return f"CircuitPreservation/{self.circuit.name}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reference lies: a resumed run must not take the trained model for the base."""
+        return {"reference": "" if self.reference_path is None else str(self.reference_path)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume with the reference of the run that was stopped."""
+        if state_dict["reference"]:
+            self.reference_path = Path(state_dict["reference"])
+            self._resumed = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a circuit that does not fit before any time is spent."""
+        if self.weight > 0:
+            find_model(pl_module, self.model)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the penalty; with weight 0 there is nothing to install."""
+        if self.weight > 0:
+            self._trainer = trainer
+            self._module = pl_module
+            add_loss(pl_module, self._loss)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module as it was, so that nothing leaks into the next fit."""
+        self._release(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def _release(self, module: LightningModule) -> None:
+        remove_loss(module, self._loss)
+        self._trainer = self._module = self._backend = self._reference = None
+
+    def _loss(self) -> Tensor | None:
+        trainer, module = self._trainer, self._module
+        assert trainer is not None
+        assert module is not None
+        if self._backend is None:
+            # Not earlier: weights are restored by now under every strategy, and FSDP1 can only
+            # run the model inside its own forward pass.
+            self._backend = attach(find_model(module, self.model))
+            self._reference = self._prepare(self._backend, trainer)
+        accumulate = trainer.accumulate_grad_batches
+        if module.automatic_optimization:
+            step = trainer.global_step
+            due = trainer.fit_loop.batch_idx % accumulate == 0
+        else:  # there, global_step counts every optimizer's steps
+            step = trainer.fit_loop.total_batch_idx
+            due, accumulate = True, 1
+        if not due or step % self.every_n_steps:
+            return None
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        penalty = self._penalty(self._backend, step, trainer)
+        return penalty * (self.weight * warm * accumulate * self.every_n_steps)
+
+    def _penalty(self, backend: Backend, step: int, trainer: Trainer) -> Tensor:
+        reference = self._reference
+        assert reference is not None
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        index = torch.randperm(len(reference), generator=generator)[: self.rows_per_step]
+        world, rank = trainer.world_size, trainer.global_rank
+        part = index[rank::world]
+        share = len(part) * world / len(index)
+        if not len(part):  # every rank takes part in every collective
+            part = index[:1]
+        with probe_mode(backend.model):
+            rows, before = reference.select(part, backend.device)
+            now, logits = observe(backend, rows, self.circuit, self.penalty.needs)
+        terms = self.penalty.terms_of(now, before, rows.labels)
+        penalty = self.penalty.weigh(terms)
+        if step % max(trainer.log_every_n_steps, 1) == 0 or penalty.device.type == "cpu":
+            self._check(penalty, terms, step)
+        if step % max(trainer.log_every_n_steps, 1) == 0:
+            self._log(trainer, penalty, terms, share)
+        if logits is not None and world > 1:
+            # FSDP unshards for the backward pass at module outputs: the loss must touch one.
+            penalty = penalty + 0 * logits.reshape(-1)[:1].float().sum()
+        return penalty * share
+
+    def _check(self, penalty: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
+        if not penalty.requires_grad:
+            raise ValueError(
+                f"the penalty for circuit {self.circuit.name!r} reaches no trainable parameter: "
+                "every layer up to the guarded heads is frozen, or activation checkpointing is "
+                "reentrant (use gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
+        for name, term in terms.items():
+            if not bool(term.isfinite()):
+                raise ValueError(
+                    f"the penalty for circuit {self.circuit.name!r} is {term.item()} at step "
+                    f"{step} (term {name!r}): the run was stopped; lower the learning rate or "
+                    "the penalty's weight and resume from the last checkpoint"
+                )
+
+    def _log(
+        self, trainer: Trainer, penalty: Tensor, terms: Mapping[str, Tensor], share: float
+    ) -> None:
+        prefix = f"circuit/{self.circuit.name}/penalty"
+        values = {f"{prefix}/{name}": term.detach() for name, term in terms.items()}
+        values[prefix] = penalty.detach()
+        if trainer.world_size > 1:
+            values = {
+                key: trainer.strategy.reduce(value * share, reduce_op="mean")
+                for key, value in values.items()
+            }
+        numbers = {key: float(value) for key, value in values.items()}
+        for logger in trainer.loggers:
+            # Lightning's own step of this batch, so that the values stand beside train/loss.
+            logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _prepare(self, backend: Backend, trainer: Trainer) -> Reference:
+        tokenizer = tokenizer_of(backend, self.tokenizer)
+        probe = self.probe or build_probe(self.circuit.probe)
+        needs = [*sorted(self.penalty.needs), *(["all"] * self.penalty.all_queries)]
+        fingerprint = Fingerprint(
+            model="" if self._resumed else fingerprint_model(backend.model),
+            tokenizer=fingerprint_tokenizer(tokenizer),
+            probe=fingerprint_probe(probe, self.pool_rows, self.seed),
+            circuit=fingerprint_circuit(self.circuit),
+            needs=",".join(needs),
+        )
+        if self.reference_path is None:
+            name = f"{self.circuit.name}-{fingerprint.short}.safetensors"
+            self.reference_path = Path(trainer.default_root_dir) / "references" / name
+        if self._resumed or self.reference_path.is_file():
+            reference = load_reference(
+                self.reference_path, fingerprint, ("model",) if self._resumed else ()
+            )
+            return reference.to(backend.device)
+        rows = probe_rows(
+            self.circuit, backend, tokenizer, "train", self.pool_rows, self.seed, probe
+        )
+        reference = capture_reference(
+            backend, self.circuit, rows, self.penalty.needs, self.penalty.all_queries, fingerprint
+        )
+        if trainer.is_global_zero:
+            reference.save(self.reference_path)
+        return reference
+
+
+def default_penalty() -> Sum:
+    """``PatternDivergence + BehaviourKL``: how the heads attend, and what comes of it."""
+    return Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()})

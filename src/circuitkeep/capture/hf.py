@@ -1,0 +1,352 @@
+"""Capture on a plain Hugging Face model, through transformers' attention interface.
+
+The interface hands a function q (after the rotation), k and v (unrepeated), mask and scaling of
+every architecture that uses it. The function calls the fused kernel for the output as before, and
+computes ``softmax(q k)`` only for the asked heads and queries. It is in place only inside
+`HFBackend.forward`: the user's own forward passes never see it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from circuitkeep.capture.base import (
+    Backend,
+    Captured,
+    Sites,
+    StopForwardError,
+    gather_queries,
+    probe_mode,
+)
+from circuitkeep.circuits import Head
+
+_PREFIX = "circuitkeep_"
+_OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one call of the attention interface."""
+
+    module: nn.Module
+    query: Float[Tensor, "batch head pos d_head"]
+    key: Float[Tensor, "batch kv_head pos d_head"]
+    value: Float[Tensor, "batch kv_head pos d_value"]
+    mask: Tensor | None
+    options: Mapping[str, Any]
+
+
+_Listener = Callable[[_Call, Tensor], Tensor]
+# Keyed by module, not by layer number: several models may be alive, and numbers may repeat.
+_LISTENERS: dict[nn.Module, _Listener] = {}
+_DISCOVERY: list[_Listener] = []
+
+
+def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if base == "eager":
+            # Each architecture has its own (softcap, sinks); it is not in the registry.
+            attention = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attention = ALL_ATTENTION_FUNCTIONS[base]
+        output, weights = attention(module, query, key, value, attention_mask, **options)
+        listener = _DISCOVERY[-1] if _DISCOVERY else _LISTENERS.get(module)
+        if listener is not None:
+            call = _Call(module, query, key, value, attention_mask, options)
+            output = listener(call, output)
+        return output, weights
+
+    return attend
+
+
+for _base in ("sdpa", "eager"):
+    AttentionInterface.register(_PREFIX + _base, _attention(_base))
+    AttentionMaskInterface.register(_PREFIX + _base, ALL_MASK_ATTENTION_FUNCTIONS[_base])
+
+
+def attention_pattern(
+    call: _Call, heads: Int[Tensor, " head"], queries: Int[Tensor, "batch kept"] | None
+) -> Float[Tensor, "batch head kept key"]:
+    """Post-softmax attention of `heads` at `queries`, in fp32 at least."""
+    n_heads, n_kv = call.query.shape[1], call.key.shape[1]
+    with torch.autocast(call.query.device.type, enabled=False):
+        dtype = torch.promote_types(call.query.dtype, torch.float32)
+        query = gather_queries(call.query[:, heads].to(dtype), queries)
+        key = call.key[:, heads // (n_heads // n_kv)].to(dtype)
+        scaling = call.options.get("scaling")
+        scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = query @ key.transpose(-1, -2) * scaling
+        softcap = call.options.get("softcap")
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        batch, _, pos, _ = call.query.shape
+        if call.mask is None:
+            position = torch.arange(pos, device=scores.device)
+            mask = (position[:, None] >= position[None, :])[None, None]
+        else:
+            mask = call.mask[..., : key.shape[2]]
+        mask = gather_queries(mask.expand(batch, -1, -1, -1), queries)
+        if mask.shape[1] == n_heads:
+            mask = mask[:, heads]
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        else:
+            scores = scores + mask
+        return scores.softmax(-1)
+
+
+class HFBackend(Backend):
+    """A `transformers.PreTrainedModel` with a language-model head; see `circuitkeep.capture`."""
+
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._base = _base_attention(model)
+        # The config of every attention module (a text model inside a larger one has its own).
+        self._configs = {
+            id(config): config
+            for module in model.modules()
+            if (config := getattr(module, "config", None)) is not None
+            and hasattr(config, "_attn_implementation")
+        }
+        self._unembeds_some = "logits_to_keep" in signature(model.forward).parameters
+        calls = self._discover()
+        self._attentions = [call.module for call in calls]
+        self.n_layers = len(calls)
+        self.n_heads = calls[0].query.shape[1]
+        self.d_head = calls[0].value.shape[-1]
+        self._layers = [_enclosing_layer(model, module) for module in self._attentions]
+        self._ablated: list[Mapping[Head, Tensor]] = []
+        self._queries: dict[int, Tensor | None] = {}
+        self._indices: dict[tuple[Head, ...], Tensor] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """``max_position_embeddings`` of the config."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    @contextmanager
+    def capture(
+        self, sites: Sites, queries: Int[Tensor, "batch query"] | None = None
+    ) -> Iterator[Captured]:
+        """See `Backend.capture`."""
+        self.check_sites(sites)
+        captured = Captured(sites)
+        self._open.append(captured)
+        self._queries[id(captured)] = queries
+        try:
+            yield captured
+        finally:
+            self._open = [other for other in self._open if other is not captured]
+            del self._queries[id(captured)]
+
+    @contextmanager
+    def ablate(self, values: Mapping[Head, Tensor]) -> Iterator[None]:
+        """See `Backend.ablate`."""
+        self.check_sites(Sites(z=tuple(values)))
+        self._ablated.append(values)
+        try:
+            yield
+        finally:
+            self._ablated = [other for other in self._ablated if other is not values]
+
+    def _logits(
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
+    ) -> Float[Tensor, "batch kept vocab"]:
+        keep = {}
+        if positions is not None and self._unembeds_some:
+            keep["logits_to_keep"] = positions
+        with self._listening():
+            logits = self.model(input_ids=tokens, use_cache=False, **keep).logits
+        return logits if positions is None or keep else logits[:, positions]
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        layers = {head.layer for values in self._ablated for head in values}
+        layers |= {head.layer for captured in self._open for head in captured.sites.heads}
+        resid = {layer for captured in self._open for layer in captured.sites.resid}
+        stop = self._stop_after()
+        handles = [
+            self._layers[layer].register_forward_hook(self._layer_hook(layer, layer == stop))
+            for layer in resid | ({stop} if stop >= 0 else set())
+        ]
+        for layer in layers:
+            _LISTENERS[self._attentions[layer]] = self._listener(layer)
+        try:
+            with self._implementation():
+                yield
+        finally:
+            for layer in layers:
+                _LISTENERS.pop(self._attentions[layer], None)
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _implementation(self) -> Iterator[None]:
+        # The internal name, not the property: its setter would write into sub-configs as well.
+        names = {key: c._attn_implementation_internal for key, c in self._configs.items()}
+        for config in self._configs.values():
+            config._attn_implementation_internal = _PREFIX + self._base
+        try:
+            yield
+        finally:
+            for key, config in self._configs.items():
+                config._attn_implementation_internal = names[key]
+
+    def _listener(self, layer: int) -> _Listener:
+        def listen(call: _Call, output: Tensor) -> Tensor:
+            for values in self._ablated:
+                output = _replaced(output, {h: v for h, v in values.items() if h.layer == layer})
+            for captured in self._open:
+                self._record(layer, call, output, captured)
+            return output
+
+        return listen
+
+    def _record(self, layer: int, call: _Call, output: Tensor, captured: Captured) -> None:
+        queries = self._queries[id(captured)]
+        sites = captured.sites
+        heads = tuple(head for head in sites.pattern if head.layer == layer)
+        if heads:
+            pattern = attention_pattern(call, self._index(heads), queries)
+            captured.patterns.update(zip(heads, pattern.unbind(1), strict=True))
+        heads = tuple(head for head in sites.z if head.layer == layer)
+        if heads:
+            z = gather_queries(output.transpose(1, 2)[:, self._index(heads)], queries)
+            captured.zs.update(zip(heads, z.unbind(1), strict=True))
+        heads = tuple(head for head in sites.result if head.layer == layer)
+        if heads:
+            z = gather_queries(output.transpose(1, 2)[:, self._index(heads)], queries)
+            result = self._write(call.module, z, self._index(heads))
+            captured.results.update(zip(heads, result.unbind(1), strict=True))
+
+    def _write(
+        self,
+        module: nn.Module,
+        z: Float[Tensor, "batch head query d_head"],
+        heads: Int[Tensor, " head"],
+    ) -> Float[Tensor, "batch head query d_model"]:
+        # Through the module itself, the other heads silent, so that adapters on it count too.
+        project = _out_projection(module)
+        spread = torch.nn.functional.one_hot(heads, self.n_heads).to(z.dtype)
+        alone = torch.einsum("bhqd,hn->bhqnd", z, spread).flatten(3)
+        return project(alone) - project(torch.zeros_like(alone[:1, :1, :1]))
+
+    def _layer_hook(self, layer: int, stop: bool) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
+            hidden = output if isinstance(output, Tensor) else output[0]
+            for captured in self._open:
+                if layer in captured.sites.resid:
+                    captured.resids[layer] = hidden
+            if stop:
+                raise StopForwardError
+
+        return hook
+
+    def _index(self, heads: tuple[Head, ...]) -> Int[Tensor, " head"]:
+        if heads not in self._indices:
+            self._indices[heads] = torch.tensor([h.index for h in heads], device=self.device)
+        return self._indices[heads]
+
+    def _discover(self) -> list[_Call]:
+        """Run three tokens through the model, to see which modules attend, in which order.
+
+        The pattern computed here must reproduce each head's output: that is what catches an
+        attention that this backend does not know (sinks, biases, an unknown mask).
+        """
+        calls: list[_Call] = []
+        errors: list[float] = []
+
+        def listen(call: _Call, output: Tensor) -> Tensor:
+            heads = torch.arange(call.query.shape[1], device=call.query.device)
+            pattern = attention_pattern(call, heads, None)
+            value = call.value[:, heads // (len(heads) // call.value.shape[1])]
+            rebuilt = pattern @ value.to(pattern.dtype)
+            errors.append((rebuilt - output.transpose(1, 2).to(pattern.dtype)).abs().max().item())
+            calls.append(call)
+            return output
+
+        name = type(self.model).__name__
+        tokens = torch.tensor([[0, 1, 0]], device=self.device)
+        _DISCOVERY.append(listen)
+        try:
+            with torch.no_grad(), probe_mode(self.model), self._implementation():
+                self.model(input_ids=tokens, use_cache=False)
+        finally:
+            _DISCOVERY.pop()
+        if not calls:
+            raise ValueError(
+                f"{name} does not use transformers' attention interface, so its patterns cannot "
+                "be captured here; wrap it in transformer_lens.TransformerBridge instead"
+            )
+        tolerance = 1e-4 if calls[0].query.dtype in (torch.float32, torch.float64) else 5e-2
+        if max(errors) > tolerance:
+            raise ValueError(
+                f"the attention of {name} is not softmax(q k) v (largest difference "
+                f"{max(errors):.2g}; sinks or a position bias?), so its patterns cannot be "
+                "captured here; wrap it in transformer_lens.TransformerBridge instead"
+            )
+        shapes = {(call.query.shape[1], call.value.shape[-1]) for call in calls}
+        if len(shapes) > 1:
+            raise ValueError(f"{name} has layers with different numbers of heads: not supported")
+        return calls
+
+
+def _base_attention(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config()
+    softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    # A flash or flex kernel in training: the probe's own forward pass runs on sdpa.
+    return "eager" if config._attn_implementation in ("eager", None) or softcap else "sdpa"
+
+
+def _replaced(output: Float[Tensor, "batch pos head d"], values: Mapping[Head, Tensor]) -> Tensor:
+    if not values:
+        return output
+    heads = list(output.unbind(2))
+    for head, value in values.items():
+        heads[head.index] = value.to(output).expand_as(heads[head.index])
+    return torch.stack(heads, dim=2)
+
+
+def _out_projection(module: nn.Module) -> nn.Module:
+    for name in _OUT_PROJECTIONS:
+        if isinstance(child := getattr(module, name, None), nn.Module):
+            return child
+    raise ValueError(
+        f"cannot find the output projection W_O of {type(module).__name__} (looked for "
+        f"{', '.join(_OUT_PROJECTIONS)}); use the site 'z' instead of 'result'"
+    )
+
+
+def _enclosing_layer(model: nn.Module, attention: nn.Module) -> nn.Module:
+    names = {module: name for name, module in model.named_modules()}
+    path = names[attention].split(".")
+    for depth in range(len(path) - 1, 0, -1):
+        if isinstance(model.get_submodule(".".join(path[: depth - 1])), nn.ModuleList):
+            return model.get_submodule(".".join(path[:depth]))
+    raise ValueError(f"cannot find the layers of {type(model).__name__}: no ModuleList around them")

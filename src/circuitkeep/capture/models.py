@@ -1,0 +1,287 @@
+"""Loading and saving models and tokenizers, with errors that a person can act on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from circuitkeep.capture.base import Backend, probe_mode
+from circuitkeep.capture.find import find_model, is_bridge
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model from a directory or from the Hugging Face hub.
+
+    Args:
+        path: A directory with ``config.json`` and weights, or a hub name such as ``gpt2``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` ...; transformers' own
+            choice if None.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        FileNotFoundError: If `path` looks like a directory and is none.
+        ValueError: If it is not a causal language model, or cannot be loaded.
+    """
+    name = _check_path(path)
+    dtypes = ("float32", "bfloat16", "float16", "auto")
+    if dtype not in dtypes:
+        raise ValueError(f"model.dtype={dtype!r}: choose one of {', '.join(dtypes)}")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+    architectures = config.architectures or []
+    if config.is_encoder_decoder or (
+        architectures and not any("CausalLM" in a or "LMHead" in a for a in architectures)
+    ):
+        raise ValueError(
+            f"{name!r} is not a causal language model: its architecture is "
+            f"{', '.join(architectures) or config.model_type}"
+        )
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+    return model
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """Load the tokenizer of a model's directory or hub name.
+
+    Raises:
+        ValueError: If there is none; the message says how to add one.
+    """
+    name = _check_path(path)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{name!r} has no tokenizer that can be loaded ({_first_line(error)}); save one "
+            "there with tokenizer.save_pretrained, or name one by model.tokenizer=PATH"
+        ) from error
+
+
+def has_tokenizer(path: str | os.PathLike[str]) -> bool:
+    """Whether a local model directory comes with tokenizer files."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    return any((Path(path) / name).is_file() for name in names)
+
+
+def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> PreTrainedModel:
+    """Load a trained model: a model directory, a hub name, or a Lightning ``.ckpt`` file.
+
+    Args:
+        path: What to load.
+        base: Where the architecture comes from, for a ``.ckpt`` (which holds weights only).
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        ValueError: If the file is not a checkpoint of this architecture.
+    """
+    path = Path(path)
+    if path.suffix != ".ckpt":
+        return load_model(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    model = load_model(base)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise ValueError(f"{path} is not a Lightning checkpoint: {_first_line(error)}") from error
+    wanted = model.state_dict()
+    anchor = next(iter(wanted))
+    prefix = next((key[: -len(anchor)] for key in state if key.endswith(anchor)), None)
+    found = {} if prefix is None else {k: state.get(prefix + k) for k in wanted}
+    found = {key: value for key, value in found.items() if value is not None}
+    try:
+        missing = [
+            k for k in model.load_state_dict(found, strict=False).missing_keys if k in wanted
+        ]
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the architecture of {base}: {error}") from error
+    if missing and not (set(missing) <= set(model._tied_weights_keys or ())):
+        raise ValueError(f"{path} does not fit the architecture of {base}: no {missing[0]} in it")
+    return model
+
+
+def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
+    """Save a model directory, so that it appears whole or not at all; an old one is replaced."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def build_embedded(seed: int) -> LlamaForCausalLM:
+    """The untrained embedded model: a Llama of 2 layers with 4 heads each, over 64 tokens.
+
+    Small enough to grow induction heads in seconds on one core; token 0 is BOS, token 1 marks
+    queries in the key-value task, the others have no meaning. The global random state is left
+    as it was.
+    """
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def sample_tokens(
+    backend: Backend, rows: int, length: int, seed: int, bos_token_id: int | None
+) -> Int[Tensor, "rows length"]:
+    """Draw sequences from the model at temperature 1, each starting with BOS.
+
+    Sequences that the model ends keep EOS in the remaining places. The global random state is
+    left as it was.
+
+    Raises:
+        ValueError: If the model has no BOS token, or `length` exceeds its context.
+    """
+    if bos_token_id is None:
+        raise ValueError(
+            "cannot sample from a model without a BOS token: use another probe, or set "
+            "config.bos_token_id"
+        )
+    if length > backend.context_length:
+        raise ValueError(
+            f"samples of {length} tokens are longer than the model's context of "
+            f"{backend.context_length}"
+        )
+    model = backend.model
+    tokens = torch.full((rows, 1), bos_token_id, device=backend.device)
+    with probe_mode(model):
+        torch.manual_seed(seed)
+        if is_bridge(model):
+            for _ in range(length - 1):
+                logits = backend.forward(tokens)
+                assert logits is not None
+                drawn = torch.multinomial(logits[:, -1].float().softmax(-1), 1)
+                tokens = torch.cat([tokens, drawn], 1)
+            return tokens
+        drawn = model.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=length - 1,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=_end_token(model, bos_token_id),
+        )
+    missing = length - drawn.shape[1]
+    return torch.nn.functional.pad(drawn, (0, missing), value=_end_token(model, bos_token_id))
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """SHA-256 over the configuration and every weight; one pass over the weights."""
+    digest = hashlib.sha256()
+    inner = find_model(model)
+    config = getattr(inner, "config", None)
+    if config is not None and hasattr(config, "to_diff_dict"):
+        content = config.to_diff_dict()
+        for volatile in ("_name_or_path", "transformers_version", "dtype"):
+            content.pop(volatile, None)
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    for name, value in sorted(inner.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary and the special tokens; a constant if there is no tokenizer."""
+    if tokenizer is None:
+        return "none"
+    content = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_tokens)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def special_tokens(model: nn.Module, tokenizer: Any) -> tuple[int | None, frozenset[int]]:
+    """The BOS token (None if there is none) and all tokens that are not text.
+
+    The tokenizer knows best; without one, the model's configuration says.
+    """
+    ids: set[int | None] = set()
+    bos = None
+    if tokenizer is not None:
+        bos = tokenizer.bos_token_id
+        ids.update(tokenizer.all_special_ids)
+    config = getattr(find_model(model), "config", None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        ids.update(value if isinstance(value, list) else [value])
+    if bos is None:
+        bos = getattr(config, "bos_token_id", None)
+    return bos, frozenset(token for token in ids if token is not None)
+
+
+def _end_token(model: nn.Module, otherwise: int) -> int:
+    end = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    return otherwise if end is None else end[0] if isinstance(end, list) else end
+
+
+def _check_path(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return str(local)
+    if local.is_file():
+        raise ValueError(f"{name} is a file; name the directory of the model, or a hub name")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"there is no model directory at {name}")
+    return name
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

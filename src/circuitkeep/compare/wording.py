@@ -1,0 +1,87 @@
+"""The numbers and sentences of a report as text, said alike in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from statistics import fmean
+
+from circuitkeep.compare.report import CheckpointResult, CircuitResult, Interval, Report
+
+KINDS = ("identity", "causal", "behaviour")
+"""The three kinds of retention, in the order in which every renderer shows them."""
+
+UNITS = {"accuracy": "", "advantage_nats": "nats", "logit_difference": "logits"}
+
+
+def percent(retention: float) -> str:
+    """``0.974`` as ``97%``; NaN as ``n/a``."""
+    # + 0.0 turns a rounded -0 into 0.
+    return f"{round(100 * retention) + 0.0:.0f}%" if isfinite(retention) else "n/a"
+
+
+def percent_interval(interval: Interval) -> str:
+    """``(0.944, 0.991)`` as ``[94, 99]``; nothing where a bound is NaN."""
+    if not all(map(isfinite, interval)):
+        return ""
+    low, high = (percent(bound).rstrip("%") for bound in interval)
+    return f"[{low}, {high}]"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A plain number; NaN as ``n/a``."""
+    return f"{round(value, digits) + 0.0:.{digits}f}" if isfinite(value) else "n/a"
+
+
+def signed(difference: float, digits: int = 3) -> str:
+    """A difference, always with its sign; NaN as ``n/a``."""
+    return f"{round(difference, digits) + 0.0:+.{digits}f}" if isfinite(difference) else "n/a"
+
+
+def retention(result: CircuitResult, kind: str) -> tuple[float, Interval]:
+    """Retention of one of `KINDS`, and its 95% interval."""
+    return {
+        "identity": (result.identity_retention, result.identity_interval),
+        "causal": (result.causal_retention, result.causal_interval),
+        "behaviour": (result.behaviour_retention, result.behaviour_interval),
+    }[kind]
+
+
+def measured(result: CircuitResult, kind: str) -> float:
+    """What the retention of `kind` is a share of: mean score, nats per answer, or the behaviour."""
+    if kind == "identity":
+        return fmean(fmean(scores.values()) for scores in result.role_scores.values())
+    return result.causal_effect_nats if kind == "causal" else result.behaviour
+
+
+def loss_difference(checkpoint: CheckpointResult, base: CheckpointResult, dataset: str) -> float:
+    """Loss of the checkpoint minus that of the base, in nats per token."""
+    return checkpoint.capability[dataset]["loss_nats"] - base.capability[dataset]["loss_nats"]
+
+
+def summary(report: Report, checkpoint: CheckpointResult) -> str:
+    """What a checkpoint kept and what that cost, in one sentence without its subject."""
+    kept = [_kept(name, checkpoint.circuits[name]) for name in report.circuits]
+    costs = [
+        f"{signed(loss_difference(checkpoint, report.base, dataset))} nats on {dataset}"
+        for dataset in report.base.capability
+    ]
+    return f"keeps {_listed(kept)}" + (f", at {_listed(costs)}" if costs else "") + "."
+
+
+def _kept(circuit: str, result: CircuitResult) -> str:
+    shares = {kind: percent(retention(result, kind)[0]) for kind in KINDS}
+    behaviour = shares["behaviour"] if isfinite(result.behaviour_retention) else "an undefined part"
+    return (
+        f"{behaviour} of the {circuit} behaviour "
+        f"(identity {shares['identity']}, causal {shares['causal']})"
+    )
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def listed_heads(roles: Mapping[str, tuple[str, ...]]) -> str:
+    """``induction L1H0, L1H2; previous token L0H3``."""
+    return "; ".join(f"{role} {', '.join(heads)}" for role, heads in roles.items())

@@ -1,0 +1,29 @@
+"""Pure tensor maths: no state, no models, only torch."""
+
+from circuitkeep.functional.divergences import (
+    cosine_distance,
+    mean_over_answers,
+    mean_over_queries,
+    mean_over_rows,
+    next_token_kl,
+    pattern_js,
+    pattern_kl,
+    pattern_squared_error,
+    relative_squared_error,
+)
+from circuitkeep.functional.scores import head_score, head_score_per_row, target_attention
+
+__all__ = [
+    "cosine_distance",
+    "head_score",
+    "head_score_per_row",
+    "mean_over_answers",
+    "mean_over_queries",
+    "mean_over_rows",
+    "next_token_kl",
+    "pattern_js",
+    "pattern_kl",
+    "pattern_squared_error",
+    "relative_squared_error",
+    "target_attention",
+]

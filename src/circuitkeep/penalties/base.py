@@ -1,0 +1,111 @@
+"""What penalties compare: activations of guarded heads now and at the reference."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a forward pass on probe rows did at the guarded sites; None where not asked for.
+
+    Heads stand in the order of the circuit's ``heads``; queries are padded per row to the longest
+    row and `Labels.query_mask` says which are real.
+
+    Attributes:
+        pattern: Post-softmax attention, fp32.
+        output: Each guarded head's output: ``z`` (before W_O) or ``result`` (its write into the
+            residual stream), as asked.
+        log_probs: Next-token log-probabilities at the answer positions, fp32, in nats.
+    """
+
+    pattern: Float[Tensor, "batch head query key"] | None = None
+    output: Float[Tensor, "batch head query d"] | None = None
+    log_probs: Float[Tensor, "answer vocab"] | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the probe says about the rows of an `Activations`.
+
+    Attributes:
+        query_mask: Real queries (rows are padded to the longest).
+        target_mask: Per head: queries that have a target key for one of the head's roles.
+        target: Per head: the target keys of its roles, at those queries.
+        answer_row: The row of each answer.
+    """
+
+    query_mask: Bool[Tensor, "batch query"]
+    target_mask: Bool[Tensor, "batch head query"]
+    target: Bool[Tensor, "batch head query key"]
+    answer_row: Int[Tensor, " answer"]
+
+    def counted(self, queries: str) -> Bool[Tensor, "batch head query"]:
+        """The queries that a penalty over "target" or over "all" queries counts."""
+        if queries == "target":
+            return self.target_mask
+        return self.query_mask[:, None].expand_as(self.target_mask)
+
+
+Need = Literal["pattern", "z", "result", "log_probs"]
+
+
+class Penalty(nn.Module):
+    """Maps (now, reference, labels) to a scalar: a mean over probe rows, 0 at the reference.
+
+    Being a mean over rows, it may be computed on shards of the rows and averaged by their share.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """The activations it reads."""
+
+    @property
+    def all_queries(self) -> bool:
+        """Whether it reads every real query, not only those with a target."""
+        return False
+
+    @abstractmethod
+    def forward(
+        self, now: Activations, reference: Activations, labels: Labels
+    ) -> Float[Tensor, ""]:
+        """The penalty, differentiable in `now`; `reference` never carries a gradient."""
+
+
+def compared(
+    now: Activations, reference: Activations, name: Literal["pattern", "output", "log_probs"]
+) -> tuple[Tensor, Tensor]:
+    """What the reference holds under `name`, without gradient and on the device of now; and now.
+
+    Raises:
+        ValueError: If either side lacks it, or they are not of the same shape.
+    """
+    current, kept = getattr(now, name), getattr(reference, name)
+    if current is None or kept is None:
+        side = "reference" if kept is None else "current"
+        raise ValueError(
+            f"the {side} activations hold no {name!r}; capture what the penalty's `needs` lists"
+        )
+    if current.shape != kept.shape:
+        raise ValueError(
+            f"{name!r} is now {tuple(current.shape)} and was {tuple(kept.shape)} at the reference; "
+            "both must come from the same probe rows and the same heads"
+        )
+    return kept.detach().to(current.device), current
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of `choices`.
+
+    Raises:
+        ValueError: Naming the option, the value and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{option}={value!r}: choose one of {', '.join(map(repr, choices))}")

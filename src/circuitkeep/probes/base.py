@@ -1,0 +1,121 @@
+"""What every probe is: a seeded generator of prompts with labelled structure."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Split = Literal["train", "held_out"]
+"""*train* probes feed the penalty, *held-out* probes every reported number."""
+
+
+@dataclass(frozen=True)
+class ProbeContext:
+    """What a probe may know of the model it is made for.
+
+    Attributes:
+        vocab_size: Tokens are below this.
+        context_length: Prompts are at most this long, in tokens.
+        bos_token_id: First token of every prompt; None where the model has none.
+        special_token_ids: Never drawn at random.
+        tokenizer: A Hugging Face tokenizer, or None for models without text.
+        sample: ``sample(rows, length, seed)`` draws token sequences from the *base* model at
+            temperature 1, each starting with BOS; shape ``rows length``.
+    """
+
+    vocab_size: int
+    context_length: int
+    bos_token_id: int | None
+    special_token_ids: frozenset[int] = frozenset()
+    tokenizer: Any = None
+    sample: Callable[[int, int, int], Int[Tensor, "rows length"]] | None = None
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Prompts and what is known about them; everything on one device.
+
+    Attributes:
+        tokens: Padded on the right.
+        mask: True at real tokens.
+        targets: Per role, which keys a head of the role should attend to, from which queries.
+        answer_row: For each answer token, its row.
+        answer_position: The position whose next-token distribution should give the answer.
+        answer: The token that should come next.
+        distractor: The wrong token a logit difference is taken against, where there is one.
+        corrupted: The same answers asked in prompts that do not support them (another name in
+            the context), row by row and answer by answer, for the advantage of the context.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    targets: Mapping[str, Bool[Tensor, "batch query key"]]
+    answer_row: Int[Tensor, " answer"]
+    answer_position: Int[Tensor, " answer"]
+    answer: Int[Tensor, " answer"]
+    distractor: Int[Tensor, " answer"] | None = None
+    corrupted: ProbeBatch | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def select(self, rows: Int[Tensor, " row"]) -> ProbeBatch:
+        """The prompts `rows`, in that order, with their labels."""
+        order = (self.answer_row[None, :] == rows[:, None]).nonzero()
+        kept = order[:, 1]
+        return ProbeBatch(
+            tokens=self.tokens[rows],
+            mask=self.mask[rows],
+            targets={role: target[rows] for role, target in self.targets.items()},
+            answer_row=order[:, 0],
+            answer_position=self.answer_position[kept],
+            answer=self.answer[kept],
+            distractor=None if self.distractor is None else self.distractor[kept],
+            corrupted=None if self.corrupted is None else self.corrupted.select(rows),
+        )
+
+    def to(self, device: torch.device | str) -> ProbeBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            targets={role: target.to(device) for role, target in self.targets.items()},
+            answer_row=self.answer_row.to(device),
+            answer_position=self.answer_position.to(device),
+            answer=self.answer.to(device),
+            distractor=None if self.distractor is None else self.distractor.to(device),
+            corrupted=None if self.corrupted is None else self.corrupted.to(device),
+        )
+
+
+class Probe(ABC):
+    """A seeded generator of `ProbeBatch`.
+
+    Subclasses are plain dataclasses of their settings, so that a circuit file can name them:
+    ``probe: {_target_: circuitkeep.probes.RepeatedTokens, length: 32}``.
+    """
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """The roles whose targets this probe labels."""
+
+    @property
+    @abstractmethod
+    def behaviours(self) -> tuple[str, ...]:
+        """Which of `circuitkeep.circuits.BEHAVIOURS` its answers allow."""
+
+    @abstractmethod
+    def batch(self, context: ProbeContext, split: Split, rows: int, seed: int) -> ProbeBatch:
+        """Make `rows` prompts; the same arguments give the same prompts.
+
+        Raises:
+            ValueError: If the prompts do not fit the context, or the split cannot give them.
+        """

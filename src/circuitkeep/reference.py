@@ -1,0 +1,293 @@
+"""What the base model did on the train probes: captured once, saved, and checked when loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from circuitkeep.capture import Backend, Sites, probe_mode
+from circuitkeep.circuits import Circuit, dump_circuit
+from circuitkeep.files import replacing
+from circuitkeep.penalties import Activations, Labels
+from circuitkeep.penalties.base import Need
+from circuitkeep.probes import Probe, ProbeBatch
+
+_CHUNK = 32
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a reference was made of; two references may stand in for each other iff equal.
+
+    Attributes:
+        model: See `circuitkeep.capture.models.fingerprint_model`.
+        tokenizer: See `circuitkeep.capture.models.fingerprint_tokenizer`.
+        probe: See `fingerprint_probe`.
+        circuit: See `fingerprint_circuit`.
+        needs: What was captured, and at which queries.
+    """
+
+    model: str
+    tokenizer: str
+    probe: str
+    circuit: str
+    needs: str
+
+    @property
+    def short(self) -> str:
+        """Twelve hexadecimal digits over all of it, for file names."""
+        content = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class GuardedRows:
+    """Probe rows with everything that a penalty on them needs, beside the forward pass itself.
+
+    Attributes:
+        tokens: Right-padded.
+        queries: Per row, the positions of the captured queries (padded with 0).
+        labels: Where the heads should attend.
+        positions: Positions whose logits are computed, the same for every row.
+        answer_slot: For each answer, where its position stands in `positions`.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    queries: Int[Tensor, "batch query"]
+    labels: Labels
+    positions: Int[Tensor, " kept"]
+    answer_slot: Int[Tensor, " answer"]
+
+    def to(self, device: torch.device | str) -> GuardedRows:
+        """The same rows on another device."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
+        labels = Labels(*(move(getattr(self.labels, f.name)) for f in fields(Labels)))
+        return GuardedRows(
+            move(self.tokens),
+            move(self.queries),
+            labels,
+            move(self.positions),
+            move(self.answer_slot),
+        )
+
+
+def guard_rows(batch: ProbeBatch, circuit: Circuit, all_queries: bool) -> GuardedRows:
+    """Choose the queries of each row and label them for each head of the circuit.
+
+    Args:
+        batch: Probe rows, on the CPU.
+        circuit: Its roles are labelled by the batch.
+        all_queries: Take every real position, not only those with a target.
+    """
+    roles = [
+        torch.stack([batch.targets[r.name] for r in circuit.roles if head in r.heads]).any(0)
+        for head in circuit.heads
+    ]
+    target = torch.stack(roles, dim=1)
+    wanted = batch.mask if all_queries else target.any(3).any(1)
+    count = wanted.sum(1)
+    # A stable descending sort puts the wanted positions first, in order.
+    order = wanted.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
+    width = max(int(count.max()), 1)
+    query_mask = torch.arange(width)[None, :] < count[:, None]
+    queries = order[:, :width].where(query_mask, 0)
+    rows = torch.arange(len(batch))[:, None]
+    chosen = target.transpose(1, 2)[rows, queries].transpose(1, 2) & query_mask[:, None, :, None]
+    positions, answer_slot = torch.unique(batch.answer_position, return_inverse=True)
+    labels = Labels(query_mask, chosen.any(-1), chosen, batch.answer_row)
+    return GuardedRows(batch.tokens, queries, labels, positions, answer_slot)
+
+
+def observe(
+    backend: Backend, rows: GuardedRows, circuit: Circuit, needs: Collection[Need]
+) -> tuple[Activations, Tensor | None]:
+    """Run the model on probe rows and keep what `needs` names of the circuit's heads.
+
+    Dropout must be off already (`probe_mode`). Gradients flow if they are enabled.
+
+    Returns:
+        The activations, and the model's logits (None if the pass was cut short).
+    """
+    heads = circuit.heads
+    sites = Sites(
+        pattern=heads if "pattern" in needs else (),
+        z=heads if "z" in needs else (),
+        result=heads if "result" in needs else (),
+        logits="log_probs" in needs,
+    )
+    with backend.capture(sites, rows.queries) as captured:
+        logits = backend.forward(rows.tokens, rows.positions if sites.logits else None)
+    log_probs = None
+    if sites.logits:
+        assert logits is not None
+        answers = logits[rows.labels.answer_row, rows.answer_slot]
+        dtype = torch.promote_types(answers.dtype, torch.float32)
+        log_probs = answers.to(dtype).log_softmax(-1)
+    output = captured.z if sites.z else captured.result if sites.result else None
+    return Activations(captured.pattern if sites.pattern else None, output, log_probs), logits
+
+
+class Reference:
+    """The base model's activations on a pool of train-probe rows.
+
+    Labels and tokens stay on the CPU, where rows are chosen without waiting for the device;
+    activations live on the model's device.
+    """
+
+    def __init__(
+        self, rows: GuardedRows, activations: Activations, fingerprint: Fingerprint
+    ) -> None:
+        self.rows = rows
+        self.activations = activations
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return self.rows.tokens.shape[0]
+
+    def select(
+        self, index: Int[Tensor, " row"], device: torch.device
+    ) -> tuple[GuardedRows, Activations]:
+        """Some rows of the pool and what the base model did on them, on `device`."""
+        rows, labels = self.rows, self.rows.labels
+        order = (labels.answer_row[None, :] == index[:, None]).nonzero()
+        picked = GuardedRows(
+            rows.tokens[index],
+            rows.queries[index],
+            Labels(
+                labels.query_mask[index],
+                labels.target_mask[index],
+                labels.target[index],
+                order[:, 0],
+            ),
+            rows.positions,
+            rows.answer_slot[order[:, 1]],
+        ).to(device)
+        there = index.to(device, non_blocking=True)
+        answers = order[:, 1].to(device, non_blocking=True)
+        now = self.activations
+
+        def rows_of(value: Tensor | None, where: Tensor) -> Tensor | None:
+            return None if value is None else value[where]
+
+        return picked, Activations(
+            rows_of(now.pattern, there),
+            rows_of(now.output, there),
+            rows_of(now.log_probs, answers),
+        )
+
+    def to(self, device: torch.device) -> Reference:
+        """The same reference with its activations on `device`."""
+        values = {f.name: getattr(self.activations, f.name) for f in fields(Activations)}
+        moved = {name: None if v is None else v.to(device) for name, v in values.items()}
+        return Reference(self.rows, Activations(**moved), self.fingerprint)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write rows and activations (safetensors) and fingerprints (JSON header), atomically."""
+        tensors = {}
+        for prefix, part in self._parts().items():
+            for item in fields(part):
+                if isinstance(value := getattr(part, item.name), Tensor):
+                    tensors[f"{prefix}.{item.name}"] = value.contiguous().cpu()
+        header = {"format": _FORMAT, **asdict(self.fingerprint)}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"circuitkeep": json.dumps(header)})
+
+    def _parts(self) -> dict[str, GuardedRows | Labels | Activations]:
+        return {"rows": self.rows, "labels": self.rows.labels, "activations": self.activations}
+
+
+def capture_reference(
+    backend: Backend,
+    circuit: Circuit,
+    batch: ProbeBatch,
+    needs: Collection[Need],
+    all_queries: bool,
+    fingerprint: Fingerprint,
+) -> Reference:
+    """Run the base model once over the whole pool of train-probe rows.
+
+    Gradient, dropout and random state are left alone; see `circuitkeep.capture.probe_mode`.
+    """
+    pool = guard_rows(batch, circuit, all_queries)
+    whole = Reference(pool, Activations(), fingerprint)
+    parts: list[Activations] = []
+    with torch.no_grad(), probe_mode(backend.model):
+        for index in torch.arange(len(whole)).split(_CHUNK):
+            rows, _ = whole.select(index, backend.device)
+            parts.append(observe(backend, rows, circuit, needs)[0])
+
+    def join(values: list[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.cat(present) if present else None
+
+    activations = Activations(
+        join([part.pattern for part in parts]),
+        join([part.output for part in parts]),
+        join([part.log_probs for part in parts]),
+    )
+    return Reference(pool, activations, fingerprint)
+
+
+def load_reference(
+    path: str | os.PathLike[str], fingerprint: Fingerprint, may_differ: Collection[str] = ()
+) -> Reference:
+    """Read a saved reference, if it is of this model, tokenizer, probe and circuit.
+
+    Args:
+        path: Written by `Reference.save`.
+        fingerprint: What the reference must have been made of.
+        may_differ: Parts of the fingerprint that are not compared: the model's, when a run is
+            resumed and its weights are no longer the base model's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or of something else; the message says what differs.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no reference file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("circuitkeep", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a reference file: {error}") from error
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a reference file of this version of circuitkeep")
+    for part, expected in asdict(fingerprint).items():
+        if part not in may_differ and header[part] != expected:
+            raise ValueError(
+                f"the reference at {path} is of another {part} ({header[part][:12]}, here "
+                f"{expected[:12]}); delete it, or name another file by reference=..."
+            )
+    stored: dict[str, dict[str, Tensor]] = {"rows": {}, "labels": {}, "activations": {}}
+    for name, value in tensors.items():
+        prefix, _, attribute = name.partition(".")
+        stored[prefix][attribute] = value
+    rows = GuardedRows(labels=Labels(**stored["labels"]), **stored["rows"])
+    found = Fingerprint(**{item.name: header[item.name] for item in fields(Fingerprint)})
+    return Reference(rows, Activations(**stored["activations"]), found)
+
+
+def fingerprint_probe(probe: Probe, rows: int, seed: int) -> str:
+    """SHA-256 over a probe's settings (probes are dataclasses), the rows asked for and the seed."""
+    return hashlib.sha256(f"{probe!r} {rows} {seed}".encode()).hexdigest()
+
+
+def fingerprint_circuit(circuit: Circuit) -> str:
+    """SHA-256 over the circuit file's content."""
+    return hashlib.sha256(dump_circuit(circuit).encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""A report as `compare` makes them, without models: one circuit, three checkpoints."""
+
+from math import exp
+
+import pytest
+
+from circuitkeep.compare.report import (
+    CheckpointResult,
+    CircuitDescription,
+    CircuitResult,
+    Report,
+)
+
+ROLES = {"previous token": ("L0H2",), "induction": ("L1H0", "L1H3")}
+
+
+def circuit_result(identity, causal, behaviour):
+    scores = {}
+    for role, heads in ROLES.items():
+        named = 0.95 * identity
+        scores[role] = tuple(
+            tuple(named if f"L{layer}H{head}" in heads else 0.05 for head in range(4))
+            for layer in range(2)
+        )
+    return CircuitResult(
+        identity_retention=identity,
+        causal_retention=causal,
+        behaviour_retention=behaviour,
+        identity_interval=(identity - 0.03, identity + 0.03),
+        causal_interval=(causal - 0.06, causal + 0.06),
+        behaviour_interval=(behaviour - 0.02, behaviour + 0.02),
+        causal_effect_nats=3.31 * causal,
+        behaviour=0.99 * behaviour,
+        role_scores={role: dict.fromkeys(heads, 0.95 * identity) for role, heads in ROLES.items()},
+        scores=scores,
+    )
+
+
+def checkpoint_result(name, retentions, losses):
+    return CheckpointResult(
+        name=name,
+        path=f"runs/{name}",
+        capability={
+            dataset: {"loss_nats": loss, "perplexity": exp(loss), "accuracy": 0.5}
+            for dataset, loss in losses.items()
+        },
+        circuits={"induction": circuit_result(*retentions)},
+    )
+
+
+@pytest.fixture
+def report():
+    def checkpoint(name, retentions, task, repeats):
+        return checkpoint_result(name, retentions, {"key-value map": task, "repeats": repeats})
+
+    return Report(
+        base=checkpoint("base", (1.0, 1.0, 1.0), 4.012, 1.204),
+        checkpoints=(
+            checkpoint("unregularized", (0.35, 0.02, 0.02), 0.213, 3.871),
+            checkpoint("patterns-only", (0.99, 0.90, 0.13), 0.219, 3.242),
+            checkpoint("regularized", (0.97, 0.98, 0.99), 0.224, 1.231),
+        ),
+        circuits={
+            "induction": CircuitDescription(
+                roles=ROLES,
+                behaviour="accuracy",
+                source="circuitkeep scan",
+                probe="RepeatedTokens(length=32)",
+                rows=256,
+                seed=7,
+                ablation="mean",
+            )
+        },
+        created="2025-06-03T14:02:11Z",
+        command="circuitkeep compare base=models/base",
+        versions={"circuitkeep": "0.1.0"},
+    )

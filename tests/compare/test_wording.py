@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+
+from circuitkeep.compare import wording
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.974, "97%"), (1.0, "100%"), (-0.001, "0%"), (-0.2, "-20%"), (NAN, "n/a")],
+)
+def test_percent(value, text):
+    assert wording.percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0151, "+0.015"), (-2.0, "-2.000"), (-0.0001, "+0.000"), (NAN, "n/a")]
+)
+def test_signed(value, text):
+    assert wording.signed(value) == text
+
+
+def test_interval():
+    assert wording.percent_interval((-0.04, 0.081)) == "[-4, 8]"
+    assert wording.percent_interval((NAN, 0.1)) == ""
+
+
+def test_summary_states_what_was_kept_and_what_it_cost(report):
+    assert wording.summary(report, report.checkpoints[2]) == (
+        "keeps 99% of the induction behaviour (identity 97%, causal 98%), "
+        "at -3.788 nats on key-value map and +0.027 nats on repeats."
+    )
+
+
+def test_summary_of_an_undefined_retention(report):
+    result = replace(report.checkpoints[0].circuits["induction"], behaviour_retention=NAN)
+    checkpoint = replace(report.checkpoints[0], circuits={"induction": result}, capability={})
+    base = replace(report.base, capability={})
+    assert wording.summary(replace(report, base=base), checkpoint) == (
+        "keeps an undefined part of the induction behaviour (identity 35%, causal 2%)."
+    )
