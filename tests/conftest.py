@@ -1,5 +1,12 @@
 """Shapes and types of every circuitkeep function are checked while the tests run."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; no test needs a network
+
+import copy
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -8,3 +15,107 @@ install_import_hook("circuitkeep", "beartype.beartype")
 
 # xdist already runs one process per core.
 torch.set_num_threads(1)
+
+VOCAB = 36
+
+
+def tiny_config(kind, **changes):
+    """Two layers of four heads over 36 tokens, in the words of each architecture."""
+    import transformers as t
+
+    tokens = {"bos_token_id": 32, "eos_token_id": 33, "pad_token_id": 34}
+    if kind in ("gpt2", "gptj"):
+        config = t.GPT2Config if kind == "gpt2" else t.GPTJConfig
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
+        if kind == "gptj":
+            sizes["rotary_dim"] = 4
+        return config(vocab_size=VOCAB, **{**sizes, **tokens, **changes})
+    config, extra = {
+        "llama": (t.LlamaConfig, {"num_key_value_heads": 2}),
+        "qwen3": (t.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
+        "neox": (t.GPTNeoXConfig, {}),
+        "mistral": (t.MistralConfig, {"num_key_value_heads": 2, "sliding_window": 4}),
+        "gemma2": (
+            t.Gemma2Config,
+            {
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "sliding_window": 4,
+                "attn_logit_softcapping": 0.5,
+                "query_pre_attn_scalar": 8,
+            },
+        ),
+        "gpt_oss": (
+            t.GptOssConfig,
+            {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2},
+        ),
+    }[kind]
+    return config(
+        vocab_size=VOCAB,
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 24,
+            **tokens,
+            **extra,
+            **changes,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Makes a small model with random weights, in evaluation mode."""
+
+    def make(kind, seed=0, dtype=torch.float32, **changes):
+        from transformers import AutoModelForCausalLM
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes)).to(dtype)
+            with torch.no_grad():  # the usual initialisation leaves attention nearly uniform
+                for parameter in model.parameters():
+                    parameter.add_(0.15 * torch.randn_like(parameter))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(tmp_path_factory):
+    """A tokenizer of 32 words and four special tokens, loaded from disk."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    words = [*(f"w{number}" for number in range(32)), *special.values()]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def as_bridge(word_tokenizer):
+    """Wraps a copy of a Hugging Face model in a TransformerBridge."""
+
+    def wrap(model):
+        from transformer_lens.model_bridge import TransformerBridge
+
+        model = copy.deepcopy(model)  # the bridge changes what it wraps
+        model.config.architectures = [type(model).__name__]
+        bridge = TransformerBridge.boot_transformers(
+            "local/tiny", hf_model=model, tokenizer=word_tokenizer, device="cpu"
+        )
+        return bridge.eval()
+
+    return wrap
+
+
+@pytest.fixture
+def tokens():
+    """Three rows of twelve tokens."""
+    return torch.randint(0, 32, (3, 12), generator=torch.Generator().manual_seed(0))

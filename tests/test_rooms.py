@@ -17,10 +17,11 @@ RANKS = {
     **dict.fromkeys(["circuits", "functional"], 0),
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
     **dict.fromkeys(["probing", "reference", "causal"], 2),
-    **dict.fromkeys(["evals", "scan"], 3),
-    **dict.fromkeys(["compare", "tasks"], 4),
+    "evals": 3,
+    **dict.fromkeys(["scan", "compare", "tasks"], 4),
     **dict.fromkeys(["callbacks", "integrations"], 5),
     **dict.fromkeys(["pytest_plugin", "cli"], 6),
+    "__main__": 7,
 }
 ROOMS_ALLOWED = {"functional": set(), "penalties": {"functional"}}
 PACKAGES_ALLOWED = {"functional": {"torch", "jaxtyping"}, "penalties": {"torch", "jaxtyping"}}

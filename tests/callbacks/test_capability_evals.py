@@ -91,6 +91,7 @@ def test_the_run_is_the_same_without_it():
     assert torch.equal(*results)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resumed_run_does_not_measure_the_start_again(tmp_path):
     data = KeyValueMap(40, 16, batch_size=8)
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)

@@ -11,6 +11,8 @@ from circuitkeep.evals.capability import evaluate_capability
 from circuitkeep.tasks.key_value import KeyValueMap
 from circuitkeep.tasks.language_modelling import CausalLM, learning_rate_factor
 
+WITHOUT_TRAINER = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+
 
 def trainer(**options):
     return Trainer(
@@ -26,6 +28,7 @@ def trainer(**options):
     )
 
 
+@WITHOUT_TRAINER
 def test_loss_is_the_models_own():
     model = build_embedded(0)
     data = KeyValueMap(8, 4, batch_size=8)
@@ -35,6 +38,7 @@ def test_loss_is_the_models_own():
     assert loss.item() == pytest.approx(own.item(), rel=1e-6)
 
 
+@WITHOUT_TRAINER
 def test_a_batch_without_labels_trains_nothing():
     task = CausalLM(build_embedded(0))
     batch = next(iter(KeyValueMap(8, 4).train_dataloader()))
@@ -66,7 +70,7 @@ def test_schedules():
     assert [learning_rate_factor(s, "linear", 0, 4) for s in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
     assert learning_rate_factor(6, "cosine", 2, 10) == pytest.approx(0.5)
     assert learning_rate_factor(99, "cosine", 2, 10) == pytest.approx(0.0)
-    with pytest.raises(ValueError, match="unknown schedule 'cosin'"):
+    with pytest.raises(ValueError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
         CausalLM(build_embedded(0), schedule="cosin")
     with pytest.raises(ValueError, match="needs an end"):
         trainer(max_epochs=-1, limit_val_batches=0).fit(
@@ -94,7 +98,7 @@ class Poison(Callback):
         self.step = step
         self.weights = weights
 
-    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+    def on_train_batch_start(self, trainer, pl_module, *_):
         if trainer.global_step == self.step and not self.weights:
             pl_module.model.lm_head.weight.data[0, 0] = math.nan
 

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 
+from circuitkeep.callbacks.periodic import Periodic
 from circuitkeep.evals.capability import IGNORED, capability_sums, summarize_capability
 
 Batches = Iterable[Mapping[str, Any]]
 
 
-class CapabilityEvals(Callback):
+class CapabilityEvals(Periodic):
     """Evaluates the model in training on the validation rows of some data sets.
 
     Logs ``capability/<name>/loss_nats``, ``/perplexity`` and, where the data mark answers,
@@ -42,16 +43,13 @@ class CapabilityEvals(Callback):
         at_validation: bool = True,
         max_batches: int | None = None,
     ) -> None:
-        for option, value in (("every_n_steps", every_n_steps), ("max_batches", max_batches)):
-            if value is not None and value < 1:
-                raise ValueError(f"{option} must be at least 1, or null; got {value}")
+        super().__init__(every_n_steps, at_validation)
+        if max_batches is not None and max_batches < 1:
+            raise ValueError(f"max_batches must be at least 1, or null; got {max_batches}")
         self.datasets = dict(datasets)
-        self.every_n_steps = every_n_steps
-        self.at_validation = at_validation
         self.max_batches = max_batches
         self.latest: dict[str, dict[str, float]] = {}
         self._batches: dict[str, Batches] = {}
-        self._last_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepare the data once, so that a mistake in it shows before the training starts.
@@ -81,23 +79,6 @@ class CapabilityEvals(Callback):
                 )
             self._batches[name] = batches
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the model as it came; a resumed run has done so."""
-        if trainer.global_step == 0:
-            self._evaluate(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Evaluate every `every_n_steps` optimizer steps."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._evaluate(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate beside the trainer's own validation."""
-        if self.at_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._evaluate(trainer, pl_module)
-
     def state_dict(self) -> dict[str, Any]:
         """What was measured last, and when."""
         return {"latest": self.latest, "last_step": self._last_step}
@@ -107,10 +88,8 @@ class CapabilityEvals(Callback):
         self.latest = state_dict["latest"]
         self._last_step = state_dict["last_step"]
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
-        if step == self._last_step:
-            return
+    def measure(self, trainer: Trainer, pl_module: LightningModule, step: int) -> dict[str, float]:
+        """Evaluate on every data set; see `Periodic`."""
         model = pl_module.model
         assert isinstance(model, torch.nn.Module)
         logged = {}
@@ -125,9 +104,7 @@ class CapabilityEvals(Callback):
             for quantity in ("loss_nats", "perplexity", "accuracy"):
                 if quantity in values:
                     logged[f"capability/{name}/{quantity}"] = values[quantity]
-        self._last_step = step
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=step)
+        return logged
 
 
 def share_of_batches(

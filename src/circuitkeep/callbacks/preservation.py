@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from circuitkeep.callbacks.added_loss import add_loss, remove_loss
+from circuitkeep.callbacks.periodic import log_metrics, steps_taken
 from circuitkeep.callbacks.subject import as_circuit, as_probe, tokenizer_of
 from circuitkeep.capture import Backend, attach, find_model, probe_mode
 from circuitkeep.capture.models import fingerprint_model, fingerprint_tokenizer
@@ -169,11 +170,10 @@ class CircuitPreservation(Callback):
             self._backend = attach(find_model(module, self.model))
             self._reference = self._prepare(self._backend, trainer)
         accumulate = trainer.accumulate_grad_batches
+        step = steps_taken(trainer)
         if module.automatic_optimization:
-            step = trainer.global_step
             due = trainer.fit_loop.batch_idx % accumulate == 0
-        else:  # there, global_step counts every optimizer's steps
-            step = trainer.fit_loop.total_batch_idx
+        else:
             due, accumulate = True, 1
         if not due or step % self.every_n_steps:
             return None
@@ -199,7 +199,7 @@ class CircuitPreservation(Callback):
         if step % max(trainer.log_every_n_steps, 1) == 0 or penalty.device.type == "cpu":
             self._check(penalty, terms, step)
         if step % max(trainer.log_every_n_steps, 1) == 0:
-            self._log(trainer, penalty, terms, share)
+            self._log(trainer, penalty, terms, share, step)
         if logits is not None and world > 1:
             # FSDP unshards for the backward pass at module outputs: the loss must touch one.
             penalty = penalty + 0 * logits.reshape(-1)[:1].float().sum()
@@ -221,7 +221,12 @@ class CircuitPreservation(Callback):
                 )
 
     def _log(
-        self, trainer: Trainer, penalty: Tensor, terms: Mapping[str, Tensor], share: float
+        self,
+        trainer: Trainer,
+        penalty: Tensor,
+        terms: Mapping[str, Tensor],
+        share: float,
+        step: int,
     ) -> None:
         prefix = f"circuit/{self.circuit.name}/penalty"
         values = {f"{prefix}/{name}": term.detach() for name, term in terms.items()}
@@ -232,9 +237,7 @@ class CircuitPreservation(Callback):
                 for key, value in values.items()
             }
         numbers = {key: float(value) for key, value in values.items()}
-        for logger in trainer.loggers:
-            # Lightning's own step of this batch, so that the values stand beside train/loss.
-            logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        log_metrics(trainer, numbers, step)
 
     def _prepare(self, backend: Backend, trainer: Trainer) -> Reference:
         tokenizer = tokenizer_of(backend, self.tokenizer)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from circuitkeep.circuits import Head
@@ -131,7 +131,7 @@ class Backend(ABC):
     def capture(
         self, sites: Sites, queries: Int[Tensor, "batch query"] | None = None
     ) -> AbstractContextManager[Captured]:
-        """Record `sites` of the next forward pass.
+        """Record `sites` of each forward pass; the latest stays.
 
         Args:
             sites: Heads and layers to record.
@@ -202,8 +202,8 @@ class Backend(ABC):
 
 
 def gather_queries(
-    values: Float[Tensor, "batch head query d"], queries: Int[Tensor, "batch kept"] | None
-) -> Float[Tensor, "batch head kept d"]:
+    values: Shaped[Tensor, "batch head query d"], queries: Int[Tensor, "batch kept"] | None
+) -> Shaped[Tensor, "batch head kept d"]:
     """The rows `queries` of the query axis, per batch row."""
     if queries is None:
         return values

@@ -73,11 +73,12 @@ class BridgeBackend(Backend):
     def ablate(self, values: Mapping[Head, Tensor]) -> Iterator[None]:
         """See `Backend.ablate`."""
         self.check_sites(Sites(z=tuple(values)))
-        self._ablated.append(values)
+        own = dict(values)  # one object per context, even where contexts share their values
+        self._ablated.append(own)
         try:
             yield
         finally:
-            self._ablated = [other for other in self._ablated if other is not values]
+            self._ablated = [other for other in self._ablated if other is not own]
 
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
@@ -106,7 +107,7 @@ class BridgeBackend(Backend):
         def hook(scores: Tensor, hook: Any) -> None:
             for captured, queries in self._captures:
                 heads = [head for head in captured.sites.pattern if head.layer == layer]
-                if not heads or heads[0] in captured.patterns:
+                if not heads:
                     continue
                 chosen = gather_queries(scores[:, [head.index for head in heads]], queries)
                 chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
@@ -145,16 +146,16 @@ class BridgeBackend(Backend):
         chosen = gather_queries(z.transpose(1, 2)[:, indices], queries)
         for head, value in zip(heads, chosen.unbind(1), strict=True):
             if head in captured.sites.z:
-                captured.zs.setdefault(head, value)
+                captured.zs[head] = value
             if head in captured.sites.result:
                 w_o = self.model.blocks[layer].attn.W_O[head.index]
-                captured.results.setdefault(head, value @ w_o)
+                captured.results[head] = value @ w_o
 
     def _resid_hook(self, layer: int, stop: bool) -> _Hook:
         def hook(resid: Tensor, hook: Any) -> None:
             for captured, _ in self._captures:
                 if layer in captured.sites.resid:
-                    captured.resids.setdefault(layer, resid)
+                    captured.resids[layer] = resid
             if stop:
                 raise StopForwardError
 

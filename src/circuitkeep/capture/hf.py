@@ -169,11 +169,12 @@ class HFBackend(Backend):
     def ablate(self, values: Mapping[Head, Tensor]) -> Iterator[None]:
         """See `Backend.ablate`."""
         self.check_sites(Sites(z=tuple(values)))
-        self._ablated.append(values)
+        own = dict(values)  # one object per context, even where contexts share their values
+        self._ablated.append(own)
         try:
             yield
         finally:
-            self._ablated = [other for other in self._ablated if other is not values]
+            self._ablated = [other for other in self._ablated if other is not own]
 
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None

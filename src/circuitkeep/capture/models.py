@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import (
@@ -89,6 +90,31 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def load_model_and_tokenizer(
+    path: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model and the tokenizer that belongs to it; see `load_model`.
+
+    Args:
+        path: Model directory or hub name.
+        tokenizer: Where the tokenizer is, if not with the model.
+        dtype: See `load_model`.
+        attn_implementation: See `load_model`.
+        trust_remote_code: See `load_model`.
+
+    Returns:
+        The model, and its tokenizer or None for a local model without tokenizer files.
+    """
+    model = load_model(path, dtype, attn_implementation, trust_remote_code)
+    if tokenizer is None and Path(path).expanduser().is_dir() and not has_tokenizer(path):
+        return model, None
+    return model, load_tokenizer(path if tokenizer is None else tokenizer)
+
+
 def has_tokenizer(path: str | os.PathLike[str]) -> bool:
     """Whether a local model directory comes with tokenizer files."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -130,6 +156,12 @@ def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) 
     if missing and not (set(missing) <= set(model._tied_weights_keys or ())):
         raise ValueError(f"{path} does not fit the architecture of {base}: no {missing[0]} in it")
     return model
+
+
+def quiet() -> None:
+    """Silence transformers' own progress bars and notices, as a command-line program wants."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: Any = None) -> None:

@@ -38,6 +38,7 @@ class RepeatedTokens(Probe):
         held_out_segment: Another range of segments for held-out rows.
         vocabulary: "shared", or "split" to divide the tokens themselves between the splits too.
         offset: Where the induction target lies behind the repeat.
+        exclude: Tokens that are never drawn, beside the special ones (separators, markers).
     """
 
     length: int = 32
@@ -47,8 +48,10 @@ class RepeatedTokens(Probe):
     held_out_segment: Sequence[int] | None = None
     vocabulary: str = "shared"
     offset: int = 1
+    exclude: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         for name, least in (("segment", 2), ("prefix", 0), ("held_out_segment", 2)):
             bounds = getattr(self, name)
             if bounds is None:
@@ -158,7 +161,7 @@ class RepeatedTokens(Probe):
 
     def _allowed(self, context: ProbeContext, split: Split) -> Int[Tensor, " token"]:
         """Tokens that rows of the split may hold."""
-        special = set(context.special_token_ids) | {context.bos_token_id}
+        special = {*context.special_token_ids, context.bos_token_id, *self.exclude}
         allowed = [token for token in range(context.vocab_size) if token not in special]
         if self.vocabulary == "split":
             allowed = [token for token in allowed if split_of([token]) == split]

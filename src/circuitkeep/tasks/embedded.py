@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 
-from circuitkeep.capture.models import build_embedded, save_model
+from circuitkeep.capture.models import build_embedded, load_model_and_tokenizer, save_model
 from circuitkeep.tasks.language_modelling import CausalLM
 from circuitkeep.tasks.repetition import RepeatedSegments
 
@@ -84,6 +84,19 @@ def train_embedded(
             if not _is_whole(folder):
                 raise
     return folder
+
+
+def load_embedded(
+    cache_dir: str | os.PathLike[str], seed: int = 0, progress_bar: bool = True
+) -> tuple[Any, None]:
+    """The embedded model, trained first if need be, and no tokenizer: its tokens mean nothing.
+
+    Args:
+        cache_dir: See `train_embedded`.
+        seed: See `train_embedded`.
+        progress_bar: See `train_embedded`.
+    """
+    return load_model_and_tokenizer(train_embedded(cache_dir, seed, None, progress_bar))
 
 
 def _is_whole(folder: Path) -> bool:

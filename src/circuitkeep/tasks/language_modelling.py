@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from circuitkeep.circuits import did_you_mean
 from circuitkeep.evals.capability import answer_hits, next_token_nats
 from circuitkeep.tasks.finite import FiniteLossModule
 
-Schedule = Literal["constant", "linear", "cosine"]
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 class CausalLM(FiniteLossModule):
@@ -41,21 +42,19 @@ class CausalLM(FiniteLossModule):
         weight_decay: float = 0.01,
         betas: Sequence[float] = (0.9, 0.999),
         warmup_steps: int = 0,
-        schedule: Schedule = "constant",
+        schedule: str = "constant",
         total_steps: int | None = None,
     ) -> None:
         super().__init__()
-        if schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(
-                f"unknown schedule {schedule!r}; known: 'constant', 'linear', 'cosine'"
-            )
+        if schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {schedule!r}" + did_you_mean(schedule, SCHEDULES))
         # `from_pretrained` returns a model in evaluation mode: dropout would stay off, silently.
         self.model = model.train()
         self.lr = lr
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
-        self.schedule: Schedule = schedule
+        self.schedule = schedule
         self.total_steps = total_steps
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Float[Tensor, ""]:
@@ -117,7 +116,7 @@ class CausalLM(FiniteLossModule):
 
 
 def learning_rate_factor(
-    step: int, schedule: Schedule, warmup_steps: int, total_steps: int | None
+    step: int, schedule: str, warmup_steps: int, total_steps: int | None
 ) -> float:
     """By what to multiply the peak learning rate at optimizer step `step`, counted from 0."""
     if step < warmup_steps:

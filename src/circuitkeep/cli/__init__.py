@@ -1,0 +1,5 @@
+"""The console command ``circuitkeep``."""
+
+from circuitkeep.cli.application import main
+
+__all__ = ["main"]

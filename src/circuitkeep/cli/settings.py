@@ -1,0 +1,55 @@
+"""From a composed config to objects, where the commands share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from circuitkeep.circuits import Circuit, load_circuit, parse_circuit
+from circuitkeep.tasks import TextData
+
+
+def circuit_of(config: DictConfig) -> Circuit | None:
+    """The circuit that the group ``circuit`` names: none, a file, or one that ships."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    if "path" in content:
+        return None if content["path"] is None else load_circuit(content["path"])
+    return parse_circuit(content)
+
+
+def model_and_tokenizer(config: DictConfig) -> tuple[Any, Any]:
+    """What the group ``model`` makes.
+
+    Raises:
+        ValueError: If no model is named.
+    """
+    if OmegaConf.is_missing(config, "path"):
+        raise ValueError("no model is named: add model.path=DIRECTORY or a hub name such as gpt2")
+    return instantiate(config)
+
+
+def evaluation_data(config: DictConfig, tokenizer: Any, seed: int) -> dict[str, Any]:
+    """The data modules of ``evals.datasets``, each evaluated on its validation rows.
+
+    A plain path or hub name is text whose end (or a random part of its documents) is held out;
+    a mapping with ``_target_`` is any other data module.
+    """
+    found = {}
+    for name, dataset in config.datasets.items():
+        if isinstance(dataset, Mapping):
+            extra = {"tokenizer": tokenizer} if "tokenizer" in dataset else {}
+            found[str(name)] = instantiate(dataset, **extra)
+        else:
+            found[str(name)] = TextData(
+                train=dataset,
+                validation=config.validation,
+                tokenizer=tokenizer,
+                block_size=config.block_size,
+                batch_size=config.batch_size,
+                seed=seed,
+            )
+    return found

@@ -1,0 +1,90 @@
+"""``circuitkeep train``: fine-tune a model, guarding a circuit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from circuitkeep.capture.models import save_model
+from circuitkeep.circuits import Circuit
+from circuitkeep.cli.settings import circuit_of, evaluation_data, model_and_tokenizer
+
+
+def run(config: DictConfig) -> None:
+    """Train, then save the model under ``<output>/model``."""
+    resume = config.trainer.pop("resume")
+    if resume is not None and not Path(resume).is_file():
+        raise FileNotFoundError(f"trainer.resume: there is no checkpoint at {resume}")
+    _check_devices(config.trainer)
+    output = Path(config.output)
+    _check_writable(output)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    circuit = circuit_of(config.circuit)
+    model, tokenizer = model_and_tokenizer(config.model)
+    extra = {"tokenizer": tokenizer} if "tokenizer" in config.data else {}
+    data = instantiate(config.data, **extra)
+    task = instantiate(config.task, model=model)
+    trainer = instantiate(
+        config.trainer,
+        logger=[instantiate(node) for node in config.logger.values()],
+        callbacks=_callbacks(config, circuit, tokenizer, data),
+        default_root_dir=str(output),
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero:
+        save_model(model, output / "model", tokenizer)
+        print(f"model saved in {output / 'model'}")
+
+
+def _callbacks(
+    config: DictConfig, circuit: Circuit | None, tokenizer: Any, data: Any
+) -> list[pl.Callback]:
+    found = []
+    for name, node in config.callbacks.items():
+        if node is None:
+            continue
+        if name == "preservation":
+            if circuit is None or config.penalty.weight == 0:
+                continue
+            probe = OmegaConf.to_container(config.probe, resolve=True) or None
+            penalty = instantiate(config.penalty.loss)
+            found.append(
+                instantiate(
+                    node,
+                    circuit=circuit,
+                    probe=probe,
+                    penalty=penalty,
+                    tokenizer=tokenizer,
+                    _recursive_=False,
+                )
+            )
+        elif name == "monitor":
+            if circuit is not None:
+                found.append(instantiate(node, circuits=[circuit], tokenizer=tokenizer))
+        elif name == "capability":
+            datasets = {"task": data, **evaluation_data(config.evals, tokenizer, config.seed)}
+            found.append(instantiate(node, datasets=datasets))
+        elif name != "progress" or sys.stderr.isatty():
+            found.append(instantiate(node))
+    return found
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    cores = os.cpu_count() or 1
+    devices = trainer.devices
+    if trainer.accelerator == "cpu" and isinstance(devices, int) and devices > cores:
+        raise ValueError(
+            f"trainer.devices={devices} is more than this machine has: {cores} CPU cores"
+        )
+
+
+def _check_writable(output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise PermissionError(f"no permission to write into {output}")

@@ -1,0 +1,198 @@
+"""From models to a `Report`: every checkpoint measured on the same held-out rows as the base."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from circuitkeep.capture import Backend, attach
+from circuitkeep.capture.models import load_checkpoint
+from circuitkeep.circuits import Circuit
+from circuitkeep.compare.report import (
+    CheckpointResult,
+    CircuitDescription,
+    CircuitResult,
+    Interval,
+    Report,
+)
+from circuitkeep.evals import CircuitMeasurement, evaluate_capability, measure_circuit, retention
+from circuitkeep.probes import ProbeBatch, build_probe, describe
+from circuitkeep.probing import probe_rows
+
+Batches = Iterable[Mapping[str, Any]]
+ABLATION = (
+    "mean ablation of the named heads jointly: their outputs are replaced by the mean over the "
+    "same rows and positions of the same model"
+)
+
+
+def compare(
+    base: str | os.PathLike[str],
+    checkpoints: Mapping[str, str | os.PathLike[str]],
+    circuits: Sequence[Circuit],
+    tokenizer: Any = None,
+    datasets: Mapping[str, Batches] | None = None,
+    rows: int = 256,
+    seed: int = 10_000,
+    command: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Measure a base model and its checkpoints on the same held-out rows and data sets.
+
+    Models are loaded one after the other, so that memory holds one at a time.
+
+    Args:
+        base: Model directory or hub name.
+        checkpoints: Name -> model directory, hub name, or Lightning ``.ckpt`` file.
+        circuits: What to measure.
+        tokenizer: The base model's; None for models without text.
+        datasets: Name -> batches, iterated once per model.
+        rows: Held-out probe rows per circuit.
+        seed: Of those rows.
+        command: Put into the report, so that it can be made again.
+        progress: Told what is being measured.
+
+    Raises:
+        FileNotFoundError: If a model is missing; before anything is measured.
+        ValueError: If a circuit does not fit the base model, or there is nothing to compare.
+    """
+    datasets = datasets or {}
+    if not circuits:
+        raise ValueError("nothing to compare: name at least one circuit")
+    names = [circuit.name for circuit in circuits]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two circuits have the same name: {', '.join(names)}")
+    if not checkpoints:
+        raise ValueError("nothing to compare with the base: name at least one checkpoint")
+    for path in checkpoints.values():
+        # A wrong path shows now, not after the first models have been measured for minutes.
+        text = os.fspath(path)
+        looks_local = text.startswith((".", "/", "~")) or text.endswith(".ckpt")
+        if looks_local and not os.path.exists(os.path.expanduser(text)):
+            raise FileNotFoundError(f"there is no checkpoint at {text}")
+    progress("base")
+    backend = attach(load_checkpoint(base, base))
+    batches = {
+        circuit.name: probe_rows(circuit, backend, tokenizer, "held_out", rows, seed)
+        for circuit in circuits
+    }
+    before = _measure(backend, circuits, batches)
+    result = _result("base", base, backend, before, before, circuits, datasets)
+    results = []
+    for name, path in checkpoints.items():
+        progress(name)
+        del backend
+        gc.collect()
+        backend = attach(load_checkpoint(path, base))
+        now = _measure(backend, circuits, batches)
+        results.append(_result(name, path, backend, now, before, circuits, datasets))
+    return Report(
+        base=result,
+        checkpoints=tuple(results),
+        circuits={c.name: _description(c, batches[c.name], seed) for c in circuits},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        versions={name: version(name) for name in ("circuitkeep", "torch", "transformers")},
+    )
+
+
+def _measure(
+    backend: Backend, circuits: Sequence[Circuit], batches: Mapping[str, ProbeBatch]
+) -> dict[str, CircuitMeasurement]:
+    return {c.name: measure_circuit(backend, c, batches[c.name]) for c in circuits}
+
+
+def _result(
+    name: str,
+    path: str | os.PathLike[str],
+    backend: Backend,
+    now: Mapping[str, CircuitMeasurement],
+    before: Mapping[str, CircuitMeasurement],
+    circuits: Sequence[Circuit],
+    datasets: Mapping[str, Batches],
+) -> CheckpointResult:
+    capability = {key: evaluate_capability(backend.model, data) for key, data in datasets.items()}
+    return CheckpointResult(
+        name=name,
+        path=os.fspath(path),
+        capability=capability,
+        circuits={c.name: circuit_result(now[c.name], before[c.name], c) for c in circuits},
+    )
+
+
+def circuit_result(
+    now: CircuitMeasurement, before: CircuitMeasurement, circuit: Circuit
+) -> CircuitResult:
+    """Retentions with 95% bootstrap intervals over rows, each row paired with the base's."""
+    kept = retention(now, before, circuit)
+    after_scores, before_scores = now.role_scores(circuit), before.role_scores(circuit)
+    return CircuitResult(
+        identity_retention=kept["identity_retention"],
+        causal_retention=kept["causal_retention"],
+        behaviour_retention=kept["behaviour_retention"],
+        identity_interval=_interval(
+            [after_scores[role] for role in before_scores], list(before_scores.values())
+        ),
+        causal_interval=_interval([now.effect_nats], [before.effect_nats]),
+        behaviour_interval=_interval([now.behaviour], [before.behaviour]),
+        causal_effect_nats=now.effect_nats.nanmean().item(),
+        behaviour=now.behaviour.nanmean().item(),
+        role_scores={
+            role.name: {str(head): now.score(role.name, head) for head in role.heads}
+            for role in circuit.roles
+        },
+        scores={
+            role: tuple(tuple(layer) for layer in scores.nanmean(0).tolist())
+            for role, scores in now.scores.items()
+        },
+    )
+
+
+def _interval(
+    now: Sequence[Float[Tensor, " batch"]], before: Sequence[Float[Tensor, " batch"]]
+) -> Interval:
+    """95% interval of the mean over pairs of mean(now) / mean(before), rows drawn together."""
+    nothing = (float("nan"), float("nan"))
+    if any(not value.nanmean() > 0 for value in before):
+        return nothing
+    columns = [value.double().numpy() for value in (*now, *before)]
+    if len(columns[0]) < 2:
+        return nothing
+    half = len(now)
+
+    def mean_ratio(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        means = [np.nanmean(sample, axis=axis) for sample in samples]
+        return np.mean([a / b for a, b in zip(means[:half], means[half:], strict=True)], axis=0)
+
+    found = bootstrap(
+        columns,
+        mean_ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)
+
+
+def _description(circuit: Circuit, batch: ProbeBatch, seed: int) -> CircuitDescription:
+    return CircuitDescription(
+        roles={role.name: tuple(str(head) for head in role.heads) for role in circuit.roles},
+        behaviour=circuit.behaviour,
+        source=circuit.source,
+        probe=f"{describe(build_probe(circuit.probe))}, held-out split",
+        rows=len(batch),
+        seed=seed,
+        ablation=ABLATION,
+    )
