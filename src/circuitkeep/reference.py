@@ -31,8 +31,8 @@ class Fingerprint:
     """What a reference was made of; two references may stand in for each other iff equal.
 
     Attributes:
-        model: See `circuitkeep.capture.models.fingerprint_model`.
-        tokenizer: See `circuitkeep.capture.models.fingerprint_tokenizer`.
+        model: See `circuitkeep.capture.fingerprints.fingerprint_model`.
+        tokenizer: See `circuitkeep.capture.fingerprints.fingerprint_tokenizer`.
         probe: See `fingerprint_probe`.
         circuit: See `fingerprint_circuit`.
         needs: What was captured, and at which queries.

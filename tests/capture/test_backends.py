@@ -110,7 +110,9 @@ def test_results_add_up_to_what_attention_writes(kind, tiny_model, tokens):
     model = tiny_model(kind)
     captured, _ = run(attach(model), EVERYTHING, tokens)
     written = {}
-    attentions = [m for n, m in model.named_modules() if n.endswith(("attn", "attention"))]
+    attentions = [
+        m for n, m in model.named_modules() if n.endswith((".attn", ".attention", ".self_attn"))
+    ]
     for layer, module in enumerate(attentions):
         module.register_forward_hook(
             lambda module, args, output, layer=layer: written.update({layer: output[0]})
@@ -148,11 +150,8 @@ def test_a_pass_stops_at_the_last_site(backend, tokens):
     whole, _ = run(backend, EVERYTHING, tokens)
     sites = Sites(pattern=(Head(0, 1),), z=(Head(0, 3),), resid=(0,))
     ran = []
-    last = next(
-        m
-        for n, m in backend.model.named_modules()
-        if n.replace("_original_component.", "").endswith("layers.1.mlp")
-    )
+    model = getattr(backend.model, "original_model", backend.model)
+    last = model.get_output_embeddings()
     handle = last.register_forward_hook(lambda *args: ran.append(args))
     captured, logits = run(backend, sites, tokens)
     assert logits is None

@@ -71,7 +71,7 @@ def steps_taken(trainer: Trainer) -> int:
     module = trainer.lightning_module
     if module is None or module.automatic_optimization:
         return trainer.global_step
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
 
 def log_metrics(trainer: Trainer, values: Mapping[str, float], step: int) -> None:

@@ -15,7 +15,7 @@ from circuitkeep.callbacks.added_loss import add_loss, remove_loss
 from circuitkeep.callbacks.periodic import log_metrics, steps_taken
 from circuitkeep.callbacks.subject import as_circuit, as_probe, tokenizer_of
 from circuitkeep.capture import Backend, attach, find_model, probe_mode
-from circuitkeep.capture.models import fingerprint_model, fingerprint_tokenizer
+from circuitkeep.capture.fingerprints import fingerprint_model, fingerprint_tokenizer
 from circuitkeep.circuits import Circuit
 from circuitkeep.penalties import BehaviourKL, PatternDivergence, Penalty, Sum
 from circuitkeep.probes import Probe, build_probe

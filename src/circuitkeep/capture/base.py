@@ -218,7 +218,10 @@ def probe_mode(model: nn.Module) -> Iterator[None]:
     The flags are set one by one, because a user's module may override ``train``. A module that is
     not in training does not checkpoint its activations either (transformers), so hooks fire once.
     """
-    flags = [module for module in model.modules() if module.training]
+    # A bridge keeps the model it wraps, and the dropout of its embedding, out of `modules`.
+    wrapped = getattr(model, "original_model", None)
+    everything = {*model.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())}
+    flags = [module for module in everything if module.training]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     for module in flags:
         module.training = False

@@ -8,19 +8,15 @@ computes ``softmax(q k)`` only for the asked heads and queries. It is in place o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
 from circuitkeep.capture.base import (
     Backend,
@@ -30,88 +26,17 @@ from circuitkeep.capture.base import (
     gather_queries,
     probe_mode,
 )
+from circuitkeep.capture.interface import (
+    DISCOVERY,
+    LISTENERS,
+    PREFIX,
+    Call,
+    Listener,
+    attention_pattern,
+)
 from circuitkeep.circuits import Head
 
-_PREFIX = "circuitkeep_"
 _OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one call of the attention interface."""
-
-    module: nn.Module
-    query: Float[Tensor, "batch head pos d_head"]
-    key: Float[Tensor, "batch kv_head pos d_head"]
-    value: Float[Tensor, "batch kv_head pos d_value"]
-    mask: Tensor | None
-    options: Mapping[str, Any]
-
-
-_Listener = Callable[[_Call, Tensor], Tensor]
-# Keyed by module, not by layer number: several models may be alive, and numbers may repeat.
-_LISTENERS: dict[nn.Module, _Listener] = {}
-_DISCOVERY: list[_Listener] = []
-
-
-def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        if base == "eager":
-            # Each architecture has its own (softcap, sinks); it is not in the registry.
-            attention = sys.modules[type(module).__module__].eager_attention_forward
-        else:
-            attention = ALL_ATTENTION_FUNCTIONS[base]
-        output, weights = attention(module, query, key, value, attention_mask, **options)
-        listener = _DISCOVERY[-1] if _DISCOVERY else _LISTENERS.get(module)
-        if listener is not None:
-            call = _Call(module, query, key, value, attention_mask, options)
-            output = listener(call, output)
-        return output, weights
-
-    return attend
-
-
-for _base in ("sdpa", "eager"):
-    AttentionInterface.register(_PREFIX + _base, _attention(_base))
-    AttentionMaskInterface.register(_PREFIX + _base, ALL_MASK_ATTENTION_FUNCTIONS[_base])
-
-
-def attention_pattern(
-    call: _Call, heads: Int[Tensor, " head"], queries: Int[Tensor, "batch kept"] | None
-) -> Float[Tensor, "batch head kept key"]:
-    """Post-softmax attention of `heads` at `queries`, in fp32 at least."""
-    n_heads, n_kv = call.query.shape[1], call.key.shape[1]
-    with torch.autocast(call.query.device.type, enabled=False):
-        dtype = torch.promote_types(call.query.dtype, torch.float32)
-        query = gather_queries(call.query[:, heads].to(dtype), queries)
-        key = call.key[:, heads // (n_heads // n_kv)].to(dtype)
-        scaling = call.options.get("scaling")
-        scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
-        scores = query @ key.transpose(-1, -2) * scaling
-        softcap = call.options.get("softcap")
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        batch, _, pos, _ = call.query.shape
-        if call.mask is None:
-            position = torch.arange(pos, device=scores.device)
-            mask = (position[:, None] >= position[None, :])[None, None]
-        else:
-            mask = call.mask[..., : key.shape[2]]
-        mask = gather_queries(mask.expand(batch, -1, -1, -1), queries)
-        if mask.shape[1] == n_heads:
-            mask = mask[:, heads]
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        else:
-            scores = scores + mask
-        return scores.softmax(-1)
 
 
 class HFBackend(Backend):
@@ -197,13 +122,13 @@ class HFBackend(Backend):
             for layer in resid | ({stop} if stop >= 0 else set())
         ]
         for layer in layers:
-            _LISTENERS[self._attentions[layer]] = self._listener(layer)
+            LISTENERS[self._attentions[layer]] = self._listener(layer)
         try:
             with self._implementation():
                 yield
         finally:
             for layer in layers:
-                _LISTENERS.pop(self._attentions[layer], None)
+                LISTENERS.pop(self._attentions[layer], None)
             for handle in handles:
                 handle.remove()
 
@@ -212,15 +137,15 @@ class HFBackend(Backend):
         # The internal name, not the property: its setter would write into sub-configs as well.
         names = {key: c._attn_implementation_internal for key, c in self._configs.items()}
         for config in self._configs.values():
-            config._attn_implementation_internal = _PREFIX + self._base
+            config._attn_implementation_internal = PREFIX + self._base
         try:
             yield
         finally:
             for key, config in self._configs.items():
                 config._attn_implementation_internal = names[key]
 
-    def _listener(self, layer: int) -> _Listener:
-        def listen(call: _Call, output: Tensor) -> Tensor:
+    def _listener(self, layer: int) -> Listener:
+        def listen(call: Call, output: Tensor) -> Tensor:
             for values in self._ablated:
                 output = _replaced(output, {h: v for h, v in values.items() if h.layer == layer})
             for captured in self._open:
@@ -229,7 +154,7 @@ class HFBackend(Backend):
 
         return listen
 
-    def _record(self, layer: int, call: _Call, output: Tensor, captured: Captured) -> None:
+    def _record(self, layer: int, call: Call, output: Tensor, captured: Captured) -> None:
         queries = self._queries[id(captured)]
         sites = captured.sites
         heads = tuple(head for head in sites.pattern if head.layer == layer)
@@ -274,16 +199,16 @@ class HFBackend(Backend):
             self._indices[heads] = torch.tensor([h.index for h in heads], device=self.device)
         return self._indices[heads]
 
-    def _discover(self) -> list[_Call]:
+    def _discover(self) -> list[Call]:
         """Run three tokens through the model, to see which modules attend, in which order.
 
         The pattern computed here must reproduce each head's output: that is what catches an
         attention that this backend does not know (sinks, biases, an unknown mask).
         """
-        calls: list[_Call] = []
+        calls: list[Call] = []
         errors: list[float] = []
 
-        def listen(call: _Call, output: Tensor) -> Tensor:
+        def listen(call: Call, output: Tensor) -> Tensor:
             heads = torch.arange(call.query.shape[1], device=call.query.device)
             pattern = attention_pattern(call, heads, None)
             value = call.value[:, heads // (len(heads) // call.value.shape[1])]
@@ -294,12 +219,12 @@ class HFBackend(Backend):
 
         name = type(self.model).__name__
         tokens = torch.tensor([[0, 1, 0]], device=self.device)
-        _DISCOVERY.append(listen)
+        DISCOVERY.append(listen)
         try:
             with torch.no_grad(), probe_mode(self.model), self._implementation():
                 self.model(input_ids=tokens, use_cache=False)
         finally:
-            _DISCOVERY.pop()
+            DISCOVERY.pop()
         if not calls:
             raise ValueError(
                 f"{name} does not use transformers' attention interface, so its patterns cannot "

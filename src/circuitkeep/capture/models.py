@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -66,11 +65,16 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+    if report["missing_keys"]:  # transformers draws them at random and goes on
+        raise ValueError(f"the weights in {name!r} lack {min(report['missing_keys'])}")
     return model
 
 
@@ -132,10 +136,9 @@ def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) 
         FileNotFoundError: If there is nothing at `path`.
         ValueError: If the file is not a checkpoint of this architecture.
     """
-    path = Path(path)
-    if path.suffix != ".ckpt":
+    if not os.fspath(path).endswith(".ckpt"):
         return load_model(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}")
     model = load_model(base)
     try:
@@ -144,17 +147,23 @@ def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) 
         raise ValueError(f"{path} is not a Lightning checkpoint: {_first_line(error)}") from error
     wanted = model.state_dict()
     anchor = next(iter(wanted))
-    prefix = next((key[: -len(anchor)] for key in state if key.endswith(anchor)), None)
-    found = {} if prefix is None else {k: state.get(prefix + k) for k in wanted}
-    found = {key: value for key, value in found.items() if value is not None}
+    prefixes = [key[: -len(anchor)] for key in state if f".{key}".endswith(f".{anchor}")]
+    if len(prefixes) > 1:
+        names = ", ".join(repr(prefix.rstrip(".")) for prefix in prefixes)
+        raise ValueError(
+            f"{path} holds {len(prefixes)} models of this architecture ({names}); save the one "
+            "you mean as a model directory"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     try:
-        missing = [
-            k for k in model.load_state_dict(found, strict=False).missing_keys if k in wanted
-        ]
+        missing, unexpected = model.load_state_dict(found, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the architecture of {base}: {error}") from error
-    if missing and not (set(missing) <= set(model._tied_weights_keys or ())):
-        raise ValueError(f"{path} does not fit the architecture of {base}: no {missing[0]} in it")
+    missing = set(missing) - set(model._tied_weights_keys or ())
+    for keys, where in ((missing, "the checkpoint lacks"), (unexpected, "the model lacks")):
+        if keys:
+            raise ValueError(f"{path} does not fit the architecture of {base}: {where} {min(keys)}")
     return model
 
 
@@ -252,31 +261,6 @@ def sample_tokens(
         )
     missing = length - drawn.shape[1]
     return torch.nn.functional.pad(drawn, (0, missing), value=_end_token(model, bos_token_id))
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 over the configuration and every weight; one pass over the weights."""
-    digest = hashlib.sha256()
-    inner = find_model(model)
-    config = getattr(inner, "config", None)
-    if config is not None and hasattr(config, "to_diff_dict"):
-        content = config.to_diff_dict()
-        for volatile in ("_name_or_path", "transformers_version", "dtype"):
-            content.pop(volatile, None)
-        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-    for name, value in sorted(inner.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """SHA-256 over the vocabulary and the special tokens; a constant if there is no tokenizer."""
-    if tokenizer is None:
-        return "none"
-    content = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_tokens)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def special_tokens(model: nn.Module, tokenizer: Any) -> tuple[int | None, frozenset[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -57,6 +58,7 @@ def run(command: str, overrides: Sequence[str]) -> None:
     import hydra
     from hydra.errors import HydraException
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from circuitkeep.capture.models import quiet
@@ -67,16 +69,32 @@ def run(command: str, overrides: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     quiet()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("does not have many workers", "Checkpoint directory", "LeafSpec"):
+    for message in (
+        "does not have many workers",
+        "Checkpoint directory",
+        "LeafSpec",
+        "'set_vital'",
+    ):
         warnings.filterwarnings("ignore", f".*{message}")
     sys.argv = [f"circuitkeep {command}", *_with_circuit_files(overrides)]
     function = importlib.import_module(f"circuitkeep.cli.{command}").run
+    expected = (*user_errors, MisconfigurationException)
+
+    @functools.wraps(function)
+    def job(config: DictConfig) -> None:
+        try:
+            function(config)
+        except expected as error:
+            if wants_traceback:
+                raise
+            _fail(_sentence(error))
+
     wrapped = hydra.main(
         version_base="1.3", config_path=str(config_directory()), config_name=command
     )
     try:
-        wrapped(function)()
-    except (*user_errors, MisconfigurationException) as error:
+        wrapped(job)()
+    except expected as error:
         if wants_traceback:
             raise
         _fail(_sentence(error))

@@ -48,6 +48,7 @@ def run(config: DictConfig) -> None:
             f"circuit.path='{circuit_file}'",
             f"output='{output / name}'",
             *config.runs[name],
+            "~callbacks.monitor",
         ]
         train.run(compose("train", overrides))
         checkpoints[name] = str(output / name / "model")

@@ -32,6 +32,12 @@ def model_and_tokenizer(config: DictConfig) -> tuple[Any, Any]:
     return instantiate(config)
 
 
+def data_module(config: Mapping[str, Any], tokenizer: Any) -> Any:
+    """A data module; one of text gets the model's tokenizer."""
+    given = {"tokenizer": tokenizer} if "tokenizer" in config else {}
+    return instantiate(config, _partial_=True)(**given)
+
+
 def evaluation_data(config: DictConfig, tokenizer: Any, seed: int) -> dict[str, Any]:
     """The data modules of ``evals.datasets``, each evaluated on its validation rows.
 
@@ -41,8 +47,7 @@ def evaluation_data(config: DictConfig, tokenizer: Any, seed: int) -> dict[str, 
     found = {}
     for name, dataset in config.datasets.items():
         if isinstance(dataset, Mapping):
-            extra = {"tokenizer": tokenizer} if "tokenizer" in dataset else {}
-            found[str(name)] = instantiate(dataset, **extra)
+            found[str(name)] = data_module(dataset, tokenizer)
         else:
             found[str(name)] = TextData(
                 train=dataset,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitkeep.capture.models import save_model
 from circuitkeep.circuits import Circuit
-from circuitkeep.cli.settings import circuit_of, evaluation_data, model_and_tokenizer
+from circuitkeep.cli.settings import (
+    circuit_of,
+    data_module,
+    evaluation_data,
+    model_and_tokenizer,
+)
 
 
 def run(config: DictConfig) -> None:
     """Train, then save the model under ``<output>/model``."""
-    resume = config.trainer.pop("resume")
+    resume = config.trainer.resume
     if resume is not None and not Path(resume).is_file():
         raise FileNotFoundError(f"trainer.resume: there is no checkpoint at {resume}")
     _check_devices(config.trainer)
@@ -27,11 +31,10 @@ def run(config: DictConfig) -> None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     circuit = circuit_of(config.circuit)
     model, tokenizer = model_and_tokenizer(config.model)
-    extra = {"tokenizer": tokenizer} if "tokenizer" in config.data else {}
-    data = instantiate(config.data, **extra)
-    task = instantiate(config.task, model=model)
-    trainer = instantiate(
-        config.trainer,
+    data = data_module(config.data, tokenizer)
+    task = instantiate(config.task, _partial_=True)(model=model)
+    settings = {key: value for key, value in config.trainer.items() if key != "resume"}
+    trainer = instantiate(settings, _partial_=True)(
         logger=[instantiate(node) for node in config.logger.values()],
         callbacks=_callbacks(config, circuit, tokenizer, data),
         default_root_dir=str(output),
@@ -45,34 +48,37 @@ def run(config: DictConfig) -> None:
 def _callbacks(
     config: DictConfig, circuit: Circuit | None, tokenizer: Any, data: Any
 ) -> list[pl.Callback]:
+    """The callbacks of the config, with what only the run knows."""
     found = []
     for name, node in config.callbacks.items():
         if node is None:
             continue
+        given: dict[str, Any] = {}
         if name == "preservation":
             if circuit is None or config.penalty.weight == 0:
                 continue
-            probe = OmegaConf.to_container(config.probe, resolve=True) or None
-            penalty = instantiate(config.penalty.loss)
-            found.append(
-                instantiate(
-                    node,
-                    circuit=circuit,
-                    probe=probe,
-                    penalty=penalty,
-                    tokenizer=tokenizer,
-                    _recursive_=False,
-                )
-            )
+            given = {
+                "circuit": circuit,
+                "probe": _probe(config.probe),
+                "penalty": instantiate(config.penalty.loss),
+                "tokenizer": tokenizer,
+            }
         elif name == "monitor":
-            if circuit is not None:
-                found.append(instantiate(node, circuits=[circuit], tokenizer=tokenizer))
+            if circuit is None:
+                continue
+            given = {"circuits": [circuit], "tokenizer": tokenizer}
         elif name == "capability":
-            datasets = {"task": data, **evaluation_data(config.evals, tokenizer, config.seed)}
-            found.append(instantiate(node, datasets=datasets))
-        elif name != "progress" or sys.stderr.isatty():
-            found.append(instantiate(node))
+            evaluated = evaluation_data(config.evals, tokenizer, config.seed)
+            given = {"datasets": {"task": data, **evaluated}}
+        # Not as arguments of `instantiate`, which would turn dataclasses into configs.
+        found.append(instantiate(node, _partial_=True)(**given))
     return found
+
+
+def _probe(config: DictConfig) -> Any:
+    spec = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(spec, dict)
+    return None if spec["_target_"] is None else spec
 
 
 def _check_devices(trainer: DictConfig) -> None:

@@ -1,0 +1,15 @@
+"""What a `lightning.Trainer` is given: the penalty, what is measured, and safe checkpoints."""
+
+from circuitkeep.callbacks.capability import CapabilityEvals
+from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
+from circuitkeep.callbacks.monitor import CircuitMonitor
+from circuitkeep.callbacks.preservation import CircuitPreservation
+from circuitkeep.callbacks.resume import ExactResume
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CapabilityEvals",
+    "CircuitMonitor",
+    "CircuitPreservation",
+    "ExactResume",
+]
