@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitkeep.capture import Backend
-from circuitkeep.capture.models import sample_tokens, special_tokens
+from circuitkeep.capture.sampling import sample_tokens, special_tokens
 from circuitkeep.circuits import Circuit, did_you_mean
 from circuitkeep.probes import Probe, ProbeBatch, ProbeContext, Split, build_probe
 

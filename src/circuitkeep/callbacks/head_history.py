@@ -128,7 +128,8 @@ class HeadHistory:
             f"<style>{_STYLE}</style><h1>{escape(circuit.name)}</h1>"
             "<p>Attention that heads pay to what their role attends to, on held-out prompts.</p>"
             f"{_legend()}<h2>The named heads, step by step</h2>{self._series(circuit)}"
-            f"<h2>Every head at step {steps[-1]}; the named ones are outlined</h2>"
+            f"<h2>Every head at step {steps[-1]}</h2>"
+            "<p>Layers downwards, heads to the right; the named ones are outlined.</p>"
             f'<div class="maps">{maps}</div>'
         )
 
@@ -179,7 +180,7 @@ def _named(circuit: Circuit) -> list[tuple[str, Head]]:
 def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head]) -> str:
     layers, heads = scores.shape
     cell = max(6, min(24, 200 // max(layers, heads)))
-    left, apart = 24, math.ceil(16 / cell)
+    left, apart = 24, [math.ceil(px / cell) for px in (16, LETTER_PX * len(str(heads - 1)) + 6)]
     titles = [
         f"L{layer}H{head}: {_short(score)}"
         for layer, row in enumerate(scores.tolist())
@@ -193,11 +194,11 @@ def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head]) -> str
     ]
     marks += [
         _text(left - 6, cell * (layer + 0.5) + 4, str(layer), "quiet end")
-        for layer in range(0, layers, apart)
+        for layer in range(0, layers, apart[0])
     ]
     marks += [
         _text(left + cell * (head + 0.5), cell * layers + 14, str(head), "quiet middle")
-        for head in range(0, heads, apart)
+        for head in range(0, heads, apart[1])
     ]
     return _svg(left + cell * heads + 4, cell * layers + 18, marks)
 

@@ -39,8 +39,8 @@ class CircuitMonitor(Periodic):
     costs) and, against the base, ``/identity_retention``, ``/causal_retention`` and
     ``/behaviour_retention``. A retention whose base is not positive says nothing and is not
     logged. Head by head the scores go to ``heads.csv`` beside the CSV logger's metrics, to
-    TensorBoard as an image, to W&B as tables (``circuit/heads`` grows during the run,
-    ``circuit/heads_all`` is complete at its end) and a page with heatmaps.
+    TensorBoard as an image, to W&B as a page with heatmaps and as the table ``circuit/heads``, which is
+    logged anew when it has grown by an eighth, and at the end.
 
     Neither weights nor gradients, flags or random state are touched: the training is
     bit-identical to one without. All processes measure the same rows, as the collectives of a
@@ -94,7 +94,7 @@ class CircuitMonitor(Periodic):
         self._batches: dict[str, ProbeBatch] = {}
         self._backend: Backend | None = None
         self._warned: set[str] = set()
-        self._tables: dict[int, Any] = {}
+        self._rows_in_table = 0
 
     @property
     def state_key(self) -> str:
@@ -126,7 +126,7 @@ class CircuitMonitor(Periodic):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for the model again: a callback may serve several trainers."""
-        self._backend = None
+        self._backend, self._rows_in_table = None, 0
         if stage == "fit":
             find_model(pl_module, self.model)
 
@@ -152,19 +152,18 @@ class CircuitMonitor(Periodic):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the whole table once more, in one piece."""
-        tell_loggers(trainer, self._write_all)
+        """Log the complete table."""
+        self._write_table(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Log the whole table of an interrupted training."""
-        tell_loggers(trainer, self._write_all)
+        """Log the complete table of an interrupted training."""
+        self._write_table(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
         self._backend = None
-        self._tables = {}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, step: int) -> dict[str, float]:
         """Measure every circuit; in training, the first time is the base."""
@@ -188,6 +187,9 @@ class CircuitMonitor(Periodic):
         super().report(trainer, values, step)
         if trainer.state.fn == "fit":
             tell_loggers(trainer, lambda logger: self._write_heads(logger, step))
+            # A table that is logged whole, and often, would cost the square of its length.
+            if len(self.heads.rows) >= 1.125 * self._rows_in_table:
+                self._write_table(trainer)
 
     def _batch(self, circuit: Circuit, backend: Backend) -> ProbeBatch:
         if circuit.name not in self._batches:
@@ -235,25 +237,24 @@ class CircuitMonitor(Periodic):
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            table = self._tables.get(id(logger))
-            if table is None:
-                table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
-                self._tables[id(logger)] = table
-            for row in self.heads.rows[len(table.data) :]:
-                table.add_data(*row)
-            logged: dict[str, Any] = {"circuit/heads": table}
-            for circuit in self.circuits:
-                page = wandb.Html(self.heads.html(circuit), inject=False)
-                logged[f"circuit/{circuit.name}/heads"] = page
-            logger.log_metrics(logged, step=step)
+            pages: dict[str, Any] = {
+                f"circuit/{circuit.name}/heads": wandb.Html(self.heads.html(circuit), inject=False)
+                for circuit in self.circuits
+            }
+            logger.log_metrics(pages, step=step)
 
-    def _write_all(self, logger: Logger) -> None:
-        if isinstance(logger, WandbLogger) and self.heads.rows:
+    def _write_table(self, trainer: Trainer) -> None:
+        if trainer.state.fn == "fit" and len(self.heads.rows) > self._rows_in_table:
+            self._rows_in_table = len(self.heads.rows)
+            tell_loggers(trainer, self._log_table)
+
+    def _log_table(self, logger: Logger) -> None:
+        if isinstance(logger, WandbLogger):
             import wandb
 
             table = wandb.Table(columns=list(COLUMNS), data=list(self.heads.rows))
-            logged: dict[str, Any] = {"circuit/heads_all": table}
-            logger.log_metrics(logged, step=self._last_step)
+            logged: dict[str, Any] = {"circuit/heads": table}
+            logger.log_metrics(logged, step=self.heads.rows[-1][0])
 
 
 def _as_circuits(

@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     settings = {key: value for key, value in config.trainer.items() if key != "resume"}
     trainer = instantiate(settings, _partial_=True)(
         logger=[instantiate(node) for node in config.logger.values()],
-        callbacks=_callbacks(config, circuit, tokenizer, data),
+        callbacks=_callbacks(config, circuit, tokenizer),
         default_root_dir=str(output),
     )
     trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -45,9 +45,7 @@ def run(config: DictConfig) -> None:
         print(f"model saved in {output / 'model'}")
 
 
-def _callbacks(
-    config: DictConfig, circuit: Circuit | None, tokenizer: Any, data: Any
-) -> list[pl.Callback]:
+def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> list[pl.Callback]:
     """The callbacks of the config, with what only the run knows."""
     found = []
     for name, node in config.callbacks.items():
@@ -68,8 +66,10 @@ def _callbacks(
                 continue
             given = {"circuits": [circuit], "tokenizer": tokenizer}
         elif name == "capability":
-            evaluated = evaluation_data(config.evals, tokenizer, config.seed)
-            given = {"datasets": {"task": data, **evaluated}}
+            # The task's own validation data has its values under val/ already.
+            given = {"datasets": evaluation_data(config.evals, tokenizer, config.seed)}
+            if not given["datasets"]:
+                continue
         # Not as arguments of `instantiate`, which would turn dataclasses into configs.
         found.append(instantiate(node, _partial_=True)(**given))
     return found
