@@ -47,7 +47,7 @@ def tiny_config(kind, **changes):
         ),
         "gpt_oss": (
             t.GptOssConfig,
-            {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2},
+            {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
         ),
     }[kind]
     return config(

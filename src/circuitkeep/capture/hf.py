@@ -234,8 +234,9 @@ class HFBackend(Backend):
         if max(errors) > tolerance:
             raise ValueError(
                 f"the attention of {name} is not softmax(q k) v (largest difference "
-                f"{max(errors):.2g}; sinks or a position bias?), so its patterns cannot be "
-                "captured here; wrap it in transformer_lens.TransformerBridge instead"
+                f"{max(errors):.2g}; sinks, a position bias, or attention to later tokens?), so its "
+                "patterns cannot be captured here; if it is a causal model, wrap it in "
+                "transformer_lens.TransformerBridge instead"
             )
         shapes = {(call.query.shape[1], call.value.shape[-1]) for call in calls}
         if len(shapes) > 1:

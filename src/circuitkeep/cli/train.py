@@ -52,6 +52,8 @@ def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> l
         if node is None:
             continue
         given: dict[str, Any] = {}
+        if name == "progress" and not config.trainer.enable_progress_bar:
+            continue
         if name == "preservation":
             if circuit is None or config.penalty.weight == 0:
                 continue
