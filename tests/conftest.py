@@ -31,6 +31,7 @@ def tiny_config(kind, **changes):
             sizes["rotary_dim"] = 4
         return config(vocab_size=VOCAB, **{**sizes, **tokens, **changes})
     config, extra = {
+        "opt": (t.OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
         "llama": (t.LlamaConfig, {"num_key_value_heads": 2}),
         "qwen3": (t.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
         "neox": (t.GPTNeoXConfig, {}),

@@ -62,7 +62,7 @@ def gradients(model):
     return found
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "gemma2"])
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2", "opt"])
 def test_backends_agree_on_values(kind, tiny_model, as_bridge, tokens):
     model = tiny_model(kind)
     tokens[0, -3:] = model.config.pad_token_id  # padding on the right is nothing special
@@ -103,6 +103,15 @@ def test_patterns_are_those_of_eager_attention(kind, tiny_model, tokens):
     own = torch.stack(model(tokens, output_attentions=True).attentions, 1).flatten(1, 2)
     assert_close(captured.pattern, own, atol=1e-6, rtol=1e-5)
     assert_close(captured.pattern.sum(-1), torch.ones(3, 8, 12))
+
+
+def test_a_model_that_only_the_bridge_can_capture(tiny_model, as_bridge, tokens):
+    model = tiny_model("gptj")
+    captured, logits = run(attach(as_bridge(model)), EVERYTHING, tokens)
+    model.set_attn_implementation("eager")
+    own = model(tokens, output_attentions=True)
+    assert_close(captured.pattern, torch.stack(own.attentions, 1).flatten(1, 2))
+    assert_close(logits, own.logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,11 +41,12 @@ def test_attention_in_both_directions(tokens):
 
 
 def test_a_bridge_that_hides_its_patterns(tiny_model, as_bridge):
-    bridge = as_bridge(tiny_model("llama"))
+    bridge = as_bridge(tiny_model("opt"))
     for module in bridge.modules():
         if hasattr(config := getattr(module, "config", None), "_attn_implementation"):
             config._attn_implementation = "sdpa"
-    attach(bridge)
+    with pytest.raises(ValueError, match=r"hook_attn_scores never fires.*with eager attention"):
+        attach(bridge)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -56,10 +56,15 @@ class HeadHistory:
     def add(
         self, step: int, circuit: Circuit, now: CircuitMeasurement, base: CircuitMeasurement
     ) -> None:
-        """Append a measurement; a head's retention is its score over its score in `base`."""
+        """Append a measurement, unless there is one of that step.
+
+        A head's retention is its score over its score in `base`.
+        """
         self.maps[circuit.name] = {
             role.name: now.scores[role.name].nanmean(0) for role in circuit.roles
         }
+        if (step, circuit.name) in {row[:2] for row in self.rows}:
+            return
         for role, head in _named(circuit):
             score, before = now.score(role, head), base.score(role, head)
             retention = score / before if before > 0 else math.nan
@@ -212,10 +217,10 @@ def _legend() -> str:
 def _cells(
     scores: Float[Tensor, "row column"],
     titles: Sequence[str],
-    x: float,
-    y: float,
-    width: float,
-    height: float,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
 ) -> str:
     gap = 1 if width > 7 else 0
     rects = []
@@ -229,11 +234,11 @@ def _cells(
     return "".join(rects)
 
 
-def _text(x: float, y: float, text: str, style: str = "") -> str:
+def _text(x: int | float, y: int | float, text: str, style: str = "") -> str:
     return f'<text class="{style}" x="{x}" y="{y}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, marks: Sequence[str]) -> str:
+def _svg(width: int, height: int, marks: Sequence[str]) -> str:
     return f'<svg width="{width}" height="{height}">{"".join(marks)}</svg>'
 
 

@@ -39,13 +39,13 @@ class CircuitMonitor(Periodic):
     costs) and, against the base, ``/identity_retention``, ``/causal_retention`` and
     ``/behaviour_retention``. A retention whose base is not positive says nothing and is not
     logged. Head by head the scores go to ``heads.csv`` beside the CSV logger's metrics, to
-    TensorBoard as an image, to W&B as a page with heatmaps and as the table ``circuit/heads``, which is
-    logged anew when it has grown by an eighth, and at the end.
+    TensorBoard as an image, to W&B as a page with heatmaps and as the table ``circuit/heads``,
+    which is logged anew whenever it has grown by an eighth, and at the end.
 
     Neither weights nor gradients, flags or random state are touched: the training is
     bit-identical to one without. All processes measure the same rows, as the collectives of a
     sharded model need; the first one writes. ``trainer.validate`` measures too, and compares
-    with a base if the callback has one.
+    with a base if the callback has one. A trainer takes one monitor, with all circuits.
 
     Args:
         circuits: A circuit file or `Circuit`, several in a list, or in a mapping from the names
@@ -95,11 +95,6 @@ class CircuitMonitor(Periodic):
         self._backend: Backend | None = None
         self._warned: set[str] = set()
         self._rows_in_table = 0
-
-    @property
-    def state_key(self) -> str:
-        """One state per set of circuits, so that several callbacks keep apart."""
-        return f"CircuitMonitor/{'+'.join(circuit.name for circuit in self.circuits)}"
 
     def state_dict(self) -> dict[str, Any]:
         """The base, the rows it was measured on, and everything measured since."""

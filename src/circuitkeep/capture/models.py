@@ -155,7 +155,9 @@ def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) 
         missing, unexpected = model.load_state_dict(found, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the architecture of {base}: {error}") from error
-    missing = set(missing) - set(model._tied_weights_keys or ())
+    # A tied weight has several names, of which one is enough.
+    there = {value.data_ptr() for key, value in wanted.items() if key in found}
+    missing = [key for key in missing if wanted[key].data_ptr() not in there]
     for keys, where in ((missing, "the checkpoint lacks"), (unexpected, "the model lacks")):
         if keys:
             raise ValueError(f"{path} does not fit the architecture of {base}: {where} {min(keys)}")
