@@ -48,7 +48,12 @@ def tiny_config(kind, **changes):
         ),
         "gpt_oss": (
             t.GptOssConfig,
-            {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+            {
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "num_local_experts": 2,
+                "num_experts_per_tok": 1,
+            },
         ),
     }[kind]
     return config(
@@ -120,3 +125,79 @@ def as_bridge(word_tokenizer):
 def tokens():
     """Three rows of twelve tokens."""
     return torch.randint(0, 32, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def wired_model():
+    """A Llama whose induction circuit is known by construction: L0H1 and L1H2, nothing else.
+
+    The residual stream has a place for the token, for the token before it, and for what comes
+    next. L0H1 attends one position back, by its rotary phases alone, and copies the token there
+    to "before". L1H2 attends to where "before" is the current token and copies the token there to
+    "next", which is all that the unembedding reads. The other heads attend evenly and write
+    nothing, and so do the MLPs.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocab, width, sharp = 24, 80, 30.0
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e9},
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    token, before, after = (slice(start, start + vocab) for start in (0, vocab, 2 * vocab))
+    constant = 3 * vocab
+    eye = torch.eye(vocab)
+    # Pairs of head dimensions (i, i + 32) are turned together; those from 8 on hardly turn.
+    turning, still = torch.arange(8), slice(8, 8 + vocab)
+    speed = 1e9 ** (-2 * turning / 64)
+    # What the norm divides by: one entry for the token, one for the constant, one for "before".
+    first, second = (2 / width) ** 0.5, (3 / width) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.zero_()
+        model.model.embed_tokens.weight[:, token] = eye
+        model.model.embed_tokens.weight[:, constant] = 1
+        layers = [layer.self_attn for layer in model.model.layers]
+
+        def weight(layer, kind, head):
+            matrix = getattr(layers[layer], f"{kind}_proj").weight
+            rows = slice(64 * head, 64 * head + 64)
+            return matrix[:, rows] if kind == "o" else matrix[rows]
+
+        weight(0, "q", 1)[turning, constant] = sharp * first * speed.cos()
+        weight(0, "q", 1)[turning + 32, constant] = -sharp * first * speed.sin()
+        weight(0, "k", 1)[turning, constant] = 8 * first
+        weight(0, "v", 1)[still, token] = first * eye
+        weight(0, "o", 1)[before, still] = eye
+        weight(1, "q", 2)[still, token] = sharp * second * eye
+        weight(1, "k", 2)[still, before] = 8 * second * eye
+        weight(1, "v", 2)[still, token] = second * eye
+        weight(1, "o", 2)[after, still] = eye
+        model.lm_head.weight[:, after] = 2 * eye
+    return model
+
+
+@pytest.fixture
+def wired_circuit():
+    """The heads of `wired_model`."""
+    from circuitkeep.circuits import Circuit, Head, Role
+
+    return Circuit(
+        "wired",
+        (Role("previous-token", (Head(0, 1),)), Role("induction", (Head(1, 2),))),
+        {"_target_": "circuitkeep.probes.RepeatedTokens", "length": 14, "segment": [4, 5]},
+        "accuracy",
+        "wired by hand",
+    )

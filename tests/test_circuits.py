@@ -120,9 +120,9 @@ def test_no_file(tmp_path):
         load_circuit(tmp_path / "none.yaml")
 
 
-def test_a_duplicate_key_is_not_the_last_one_wins(file):
+def test_a_duplicate_key_is_refused(file):
     file.write_text(TEXT.replace("  induction:", "  previous-token:"))
-    with pytest.raises(ValueError, match="'previous-token' stands twice"):
+    with pytest.raises(ValueError, match="the key 'previous-token' stands twice"):
         load_circuit(file)
 
 
@@ -139,9 +139,7 @@ def test_a_role_cannot_stand_twice():
 def test_heads_outside_the_model(file):
     circuit = load_circuit(file)
     circuit.check_model(2, 4)
-    with pytest.raises(
-        ValueError, match=r"'induction': head L1H3 is outside .* from L0H0 to L1H2"
-    ):
+    with pytest.raises(ValueError, match=r"'induction': head L1H3 is outside .* from L0H0 to L1H2"):
         circuit.check_model(2, 3)
     with pytest.raises(ValueError, match="'induction': head L1H3"):
         circuit.check_model(1, 8)

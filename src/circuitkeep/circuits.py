@@ -131,6 +131,19 @@ class Circuit:
         return Circuit(name, roles, self.probe, self.behaviour, self.source)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def load_circuit(path: str | os.PathLike[str]) -> Circuit:
     """Read a circuit file.
 
@@ -145,7 +158,7 @@ def load_circuit(path: str | os.PathLike[str]) -> Circuit:
             f"no circuit file at {path}; `circuitkeep scan model.path=... save=FILE` writes one"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     try:

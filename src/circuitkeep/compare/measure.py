@@ -9,9 +9,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
+import torch
 from jaxtyping import Float
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from circuitkeep.capture import Backend, attach
@@ -25,6 +24,7 @@ from circuitkeep.compare.report import (
     Report,
 )
 from circuitkeep.evals import CircuitMeasurement, evaluate_capability, measure_circuit, retention
+from circuitkeep.functional import mean_ratio_interval
 from circuitkeep.probes import ProbeBatch, build_probe, describe
 from circuitkeep.probing import probe_rows
 
@@ -160,30 +160,7 @@ def circuit_result(
 def _interval(
     now: Sequence[Float[Tensor, " batch"]], before: Sequence[Float[Tensor, " batch"]]
 ) -> Interval:
-    """95% interval of the mean over pairs of mean(now) / mean(before), rows drawn together."""
-    nothing = (float("nan"), float("nan"))
-    if any(not value.nanmean() > 0 for value in before):
-        return nothing
-    columns = [value.double().numpy() for value in (*now, *before)]
-    if len(columns[0]) < 2:
-        return nothing
-    half = len(now)
-
-    def mean_ratio(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        means = [np.nanmean(sample, axis=axis) for sample in samples]
-        return np.mean([a / b for a, b in zip(means[:half], means[half:], strict=True)], axis=0)
-
-    found = bootstrap(
-        columns,
-        mean_ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    return mean_ratio_interval(torch.stack(list(now)), torch.stack(list(before)))
 
 
 def _description(circuit: Circuit, batch: ProbeBatch, seed: int) -> CircuitDescription:

@@ -12,6 +12,7 @@ from circuitkeep.functional.divergences import (
     relative_squared_error,
 )
 from circuitkeep.functional.scores import head_score, head_score_per_row, target_attention
+from circuitkeep.functional.statistics import mean_ratio_interval
 
 __all__ = [
     "cosine_distance",
@@ -20,6 +21,7 @@ __all__ = [
     "mean_over_answers",
     "mean_over_queries",
     "mean_over_rows",
+    "mean_ratio_interval",
     "next_token_kl",
     "pattern_js",
     "pattern_kl",

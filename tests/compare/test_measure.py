@@ -1,0 +1,106 @@
+import json
+import math
+
+import pytest
+import torch
+
+from circuitkeep.capture.models import build_embedded, save_model
+from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.compare.measure import circuit_result, compare
+from circuitkeep.evals import CircuitMeasurement
+
+PROBE = {"_target_": "circuitkeep.probes.RepeatedTokens", "exclude": [1]}
+
+
+def induction(name="induction", heads=(Head(1, 0), Head(1, 2))):
+    return Circuit(name, (Role("induction", heads),), PROBE, "accuracy", "test")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, the same again, one with other weights, and a Lightning checkpoint of that one."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("base", 0), ("same", 0), ("other", 1)):
+        save_model(build_embedded(seed), folder / name)
+    state = {f"model.{k}": v for k, v in build_embedded(1).state_dict().items()}
+    torch.save({"state_dict": state}, folder / "other.ckpt")
+    return folder
+
+
+def batches(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, 64, (4, 16), generator=generator)
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
+
+
+def test_the_base_keeps_everything_of_itself_and_so_does_a_copy(models):
+    report = compare(
+        models / "base",
+        {"same": models / "same", "other": models / "other", "ckpt": models / "other.ckpt"},
+        [induction()],
+        datasets={"text": batches()},
+        rows=12,
+    )
+    same, other, ckpt = report.checkpoints
+    assert report.base.circuits["induction"].identity_retention == 1
+    assert same.circuits["induction"].identity_retention == 1
+    assert same.circuits["induction"].identity_interval == (1, 1)
+    assert same.capability["text"] == report.base.capability["text"]
+    assert other.circuits["induction"].identity_retention != 1
+    assert other.capability["text"] != report.base.capability["text"]
+    # The Lightning file holds the same weights as the directory.
+    assert ckpt.circuits == other.circuits
+    assert ckpt.capability == other.capability
+
+    description = report.circuits["induction"]
+    assert description.rows == 12
+    assert description.roles == {"induction": ("L1H0", "L1H2")}
+    content = json.loads(report.to_json())
+    assert [c["name"] for c in content["checkpoints"]] == ["same", "other", "ckpt"]
+    assert set(content["checkpoints"][0]["circuits"]["induction"]) >= {
+        "identity_retention",
+        "causal_retention",
+        "behaviour_retention",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"circuits": []}, "at least one circuit"),
+        ({"checkpoints": {}}, "at least one checkpoint"),
+        ({"circuits": [induction(), induction()]}, "same name"),
+        ({"checkpoints": {"x": "/nowhere/model"}}, "/nowhere/model"),
+        ({"circuits": [induction(heads=(Head(2, 0),))]}, "outside the model"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_at_once(models, changes, message):
+    arguments = {"checkpoints": {"same": models / "same"}, "circuits": [induction()], "rows": 4}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        compare(models / "base", **{**arguments, **changes})
+
+
+def measurement(scores, effect, behaviour):
+    """One role, one layer of one head."""
+    column = torch.tensor(scores)[:, None, None]
+    return CircuitMeasurement({"induction": column}, torch.tensor(effect), torch.tensor(behaviour))
+
+
+def test_retentions_by_hand():
+    base = measurement([0.8, 0.4, math.nan], [2.0, 2.0, 2.0], [1.0, 0.5, 0.0])
+    now = measurement([0.4, 0.2, math.nan], [1.0, 2.0, 0.0], [1.0, 0.5, 1.5])
+    found = circuit_result(now, base, induction(heads=(Head(0, 0),)))
+    assert found.identity_retention == pytest.approx(0.5)
+    assert found.identity_interval == pytest.approx((0.5, 0.5))  # every pair of rows says a half
+    assert found.causal_retention == pytest.approx(0.5)
+    assert found.behaviour_retention == pytest.approx(2.0)
+    assert found.causal_interval[0] < 0.5 < found.causal_interval[1]
+    assert found.role_scores == {"induction": {"L0H0": pytest.approx(0.3)}}
+
+
+def test_a_base_of_zero_gives_no_ratio():
+    base = measurement([0.8, 0.4], [0.0, 0.0], [-1.0, 0.5])
+    found = circuit_result(base, base, induction(heads=(Head(0, 0),)))
+    assert found.identity_retention == 1
+    assert math.isnan(found.causal_retention)
+    assert math.isnan(found.behaviour_interval[0])
