@@ -1,9 +1,10 @@
 """Does guarding the named heads keep name copying in stories260k, and is it the heads that do it?
 
-Fine-tunes the model on Shakespeare for 150 steps of 16 x 128 tokens, for 3 seeds: unguarded;
-guarded; with the same penalty on every choice of three other heads of the same layer; and with
-plain self-distillation. Compares all of them on held-out templates, held-out names, and both,
-and prints a Markdown table. Runs that are there already are not repeated.
+Fine-tunes the model on Shakespeare for 150 steps of 16 x 128 tokens, for 3 seeds: unguarded; with
+the named heads' patterns and outputs guarded; with the next-token distribution guarded beside
+them; and with plain self-distillation. Both guards are also put on every choice of three other
+heads of the same layer. Compares all of them on held-out templates, held-out names, and both, and
+prints a Markdown table. Runs that are there already are not repeated.
 
     python scripts/study_stories260k.py MODEL TEXT [--output outputs/stories260k] [--jobs 2]
 """
@@ -25,10 +26,13 @@ from circuitkeep.circuits import Circuit, Head, Role, save_circuit
 from circuitkeep.cli.compare import find_circuit
 
 SEEDS = (0, 1, 2)
-GUARDED = ["experiment=stories260k"]
-PLAIN = [*GUARDED, "penalty=none"]
-# At this weight it costs about as much capability as the guard does.
-DISTILLED = [*GUARDED, "penalty=behaviour_only", "probe.answers=all", "penalty.weight=0.3"]
+EXPERIMENT = "experiment=stories260k"
+GUARDS = {"heads": "penalty=pattern_output", "heads-behaviour": "penalty=pattern_output_behaviour"}
+RIVALS = {
+    "unregularized": ["penalty=none"],
+    # The weight at which it costs about as much capability as the guards do.
+    "self-distillation": ["penalty=behaviour_only", "probe.answers=all", "penalty.weight=0.3"],
+}
 AXES = {"both": "templates and names", "templates": "templates", "fillers": "names"}
 
 
@@ -43,11 +47,16 @@ def main() -> None:
     output = options.output
     circuit = find_circuit("stories260k-name-copying")
 
-    runs = {f"{name}/{seed}": (keys, seed) for name, keys in conditions() for seed in SEEDS}
+    runs = {}
+    for seed in SEEDS:
+        runs |= {f"{name}/{seed}": (keys, seed) for name, keys in RIVALS.items()}
+        runs |= {f"named-{name}/{seed}": ([penalty], seed) for name, penalty in GUARDS.items()}
     for draw, heads in enumerate(other_heads(circuit)):
         file = output / "circuits" / f"random-{draw}.yaml"
         save_circuit(with_heads(circuit, heads, f"random-{draw}"), file)
-        runs[f"random/{draw}"] = ([*GUARDED, f"circuit={file}"], SEEDS[draw % len(SEEDS)])
+        for name, penalty in GUARDS.items():
+            keys = [penalty, f"circuit={file}"]
+            runs[f"random-{name}/{draw}"] = (keys, SEEDS[draw % len(SEEDS)])
 
     def run(item: tuple[str, tuple[list[str], int]]) -> None:
         name, (keys, seed) = item
@@ -55,6 +64,7 @@ def main() -> None:
             common = [f"model.path={options.model}", f"data.train={options.text}", f"seed={seed}"]
             circuitkeep(
                 "train",
+                EXPERIMENT,
                 *keys,
                 *common,
                 "trainer.accelerator=cpu",
@@ -89,11 +99,6 @@ def main() -> None:
     print(table(json.loads((output / "report.json").read_text())))
 
 
-def conditions() -> list[tuple[str, list[str]]]:
-    """What every seed is trained with, by name."""
-    return [("unregularized", PLAIN), ("guarded", GUARDED), ("self-distillation", DISTILLED)]
-
-
 def other_heads(circuit: Circuit) -> list[tuple[Head, ...]]:
     """Every choice of as many other heads of the circuit's layer (there are 8)."""
     (layer,) = {head.layer for head in circuit.heads}
@@ -124,7 +129,7 @@ def table(report: dict) -> str:
         f"| condition | runs | {' | '.join(head)} | causal | identity | Shakespeare, nats |",
         "|---|---|" + "---|" * (len(head) + 3),
     ]
-    for name in ("unregularized", "guarded", "random", "self-distillation"):
+    for name in dict.fromkeys(c["name"].split("/")[0] for c in report["checkpoints"]):
         chosen = [c for c in report["checkpoints"] if c["name"].split("/")[0] == name]
         cells = [
             percent([c["circuits"][f"held-out-{axis}"]["behaviour_retention"] for c in chosen])

@@ -138,5 +138,5 @@ def test_mistakes_show_before_the_training():
     class Headless(LightningModule):
         pass
 
-    with pytest.raises(ValueError, match="Headless has no attribute 'model'"):
+    with pytest.raises(ValueError, match="Headless holds neither"):
         CapabilityEvals({}).setup(Trainer(accelerator="cpu", logger=False), Headless(), "fit")

@@ -456,6 +456,12 @@ def test_long_series_are_thinned_and_names_are_escaped():
     assert "<i>" not in page
     assert "a<b" not in page
     assert page.count("<rect") == 2 * 120 + 4 + 2 + 41
+    assert history.top(of) == 1.0
+    # Low scores get the whole range of colours: the darkest stands for .25 then.
+    history.rows = [(*row[:4], row[4] and row[4] / 5, None) for row in rows]
+    history.maps[of.name]["<i>"] /= 10
+    assert history.top(of) == 0.25
+    assert "L1H1: .10" in history.html(of)
     assert history.image(of).shape == (3, 2 * IMAGE_CELL_PX, 120 * IMAGE_CELL_PX)
 
 

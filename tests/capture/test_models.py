@@ -246,7 +246,7 @@ def test_samples_that_cannot_be_drawn(tiny_model):
     backend = attach(tiny_model("llama"))
     with pytest.raises(ValueError, match="without a BOS token"):
         sample_tokens(backend, 1, 4, 0, None)
-    with pytest.raises(ValueError, match="samples of 25 tokens .* context of 24"):
+    with pytest.raises(ValueError, match=r"samples of 25 tokens .* context of 24"):
         sample_tokens(backend, 1, 25, 0, 32)
 
 

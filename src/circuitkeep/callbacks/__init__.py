@@ -4,6 +4,7 @@ from circuitkeep.callbacks.capability import CapabilityEvals
 from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
 from circuitkeep.callbacks.monitor import CircuitMonitor
 from circuitkeep.callbacks.preservation import CircuitPreservation
+from circuitkeep.callbacks.progress import StepProgressBar
 from circuitkeep.callbacks.resume import ExactResume
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "CircuitMonitor",
     "CircuitPreservation",
     "ExactResume",
+    "StepProgressBar",
 ]

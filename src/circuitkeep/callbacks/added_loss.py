@@ -9,7 +9,7 @@ forward made there belongs to the same graph. Under manual optimization the loss
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,14 +53,12 @@ class _Wrapped:
     def _automatic(self, original: Callable) -> Callable:
         def step(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
-            if output is None:
-                return None
-            for loss in self._losses():
-                if isinstance(output, dict):
-                    output = {**output, "loss": output["loss"] + loss}
-                else:
-                    output = output + loss
-            return output
+            loss = output.get("loss") if isinstance(output, Mapping) else output
+            if loss is None:  # a batch that is skipped; a mapping without a loss is refused later
+                return output
+            for added in self._losses():
+                loss = loss + added
+            return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
         return step
 

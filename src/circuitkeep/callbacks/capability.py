@@ -9,6 +9,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 
 from circuitkeep.callbacks.periodic import Periodic
+from circuitkeep.capture import find_model
 from circuitkeep.evals.capability import IGNORED, capability_sums, summarize_capability
 
 Batches = Iterable[Mapping[str, Any]]
@@ -21,8 +22,8 @@ class CapabilityEvals(Periodic):
     ``/accuracy``. The step of an entry is the number of optimizer steps the weights have had:
     0 is the model as it came.
 
-    The model is the ``model`` attribute of the LightningModule. Several processes take turns at
-    the batches and add up their sums, so the figures do not depend on how many there are.
+    Several processes take turns at the batches and add up their sums, so the figures do not
+    depend on how many there are.
 
     Args:
         datasets: By name, what to evaluate on: a data module, whose validation loader is taken,
@@ -31,6 +32,7 @@ class CapabilityEvals(Periodic):
         every_n_steps: Evaluate after each so many optimizer steps; None not to.
         at_validation: Evaluate when the trainer has validated.
         max_batches: Of each data set, the first so many; None for all.
+        model: Attribute path of the model in the LightningModule, if it holds several.
 
     Attributes:
         latest: The values last logged, by data set, with ``tokens`` beside them.
@@ -42,12 +44,14 @@ class CapabilityEvals(Periodic):
         every_n_steps: int | None = None,
         at_validation: bool = True,
         max_batches: int | None = None,
+        model: str | None = None,
     ) -> None:
         super().__init__(every_n_steps, at_validation)
         if max_batches is not None and max_batches < 1:
             raise ValueError(f"max_batches must be at least 1, or null; got {max_batches}")
         self.datasets = dict(datasets)
         self.max_batches = max_batches
+        self.model = model
         self.latest: dict[str, dict[str, float]] = {}
         self._batches: dict[str, Batches] = {}
 
@@ -55,15 +59,12 @@ class CapabilityEvals(Periodic):
         """Prepare the data once, so that a mistake in it shows before the training starts.
 
         Raises:
-            ValueError: If the LightningModule has no ``model``, or a data set no validation rows.
+            ValueError: If the LightningModule holds no language model, or several and `model` does not
+                say which, or a data set has no validation rows.
         """
         if stage != "fit":
             return
-        if not isinstance(getattr(pl_module, "model", None), torch.nn.Module):
-            raise ValueError(
-                f"{type(pl_module).__name__} has no attribute 'model' that holds the language "
-                "model, so there is nothing to evaluate"
-            )
+        find_model(pl_module, self.model)
         for name, data in self.datasets.items():
             if not isinstance(data, LightningDataModule):
                 self._batches[name] = data
@@ -90,8 +91,7 @@ class CapabilityEvals(Periodic):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, step: int) -> dict[str, float]:
         """Evaluate on every data set; see `Periodic`."""
-        model = pl_module.model
-        assert isinstance(model, torch.nn.Module)
+        model = find_model(pl_module, self.model)
         logged = {}
         for name, batches in self._batches.items():
             share = share_of_batches(

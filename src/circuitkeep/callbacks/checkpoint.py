@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +51,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the checkpoint was not written ({error.strerror}); earlier ones are untouched",
                 os.fspath(path),
             ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote.
+
+        Raises:
+            ValueError: If the file is torn, or something else than a checkpoint of a training.
+        """
+        try:
+            checkpoint = super().load_checkpoint(path, map_location, weights_only)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            raise ValueError(f"{path} is no checkpoint, or not a whole one") from error
+        if not isinstance(checkpoint, dict) or "loops" not in checkpoint:
+            raise ValueError(
+                f"{path} is not the checkpoint of a training: name a .ckpt file such as last.ckpt"
+            )
+        return checkpoint
 
 
 def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:

@@ -26,8 +26,10 @@ MAX_STEPS = 120
 STOPS = torch.tensor(
     [[238, 242, 246], [188, 211, 230], [118, 169, 207], [47, 117, 174], [8, 48, 95]]
 )
-"""Red, green and blue of scores 0, 1/4 ... 1, as on the comparison page."""
-LETTER_PX, LINE_PX, IMAGE_CELL_PX = 7, 18, 16
+"""Red, green and blue from the lowest score to the highest, as on the comparison page."""
+LETTER_PX, LINE_PX, IMAGE_CELL_PX = 8, 18, 16
+TOPS = (0.1, 0.25, 0.5, 1.0)
+"""Scores at which the colours may end; the first that no score exceeds is taken."""
 
 _STYLE = """
 body { margin: 16px; background: #fff; color: #1b1f24; font: 13px/1.5 system-ui, sans-serif; }
@@ -112,27 +114,34 @@ class HeadHistory:
         labels = [f"{role} {head}" for role, head in named]
         return steps, labels, values[..., 0].T, values[..., 1].T
 
+    def top(self, circuit: Circuit) -> float:
+        """The score that the darkest colour stands for; see `TOPS`."""
+        found = [row[4] for row in self.rows if row[1] == circuit.name and row[4] is not None]
+        found += [scores.nan_to_num().max().item() for scores in self.maps[circuit.name].values()]
+        return next((top for top in TOPS if top >= max(found)), 1.0)
+
     def image(self, circuit: Circuit) -> Float[Tensor, "3 height width"]:
         """Step (to the right) by named head (down), in [0, 1]; `IMAGE_CELL_PX` to a cell."""
-        scores = self.scores(circuit)[2]
-        cells = colours(scores).float().div(255).permute(2, 0, 1)
+        cells = (
+            colours(self.scores(circuit)[2] / self.top(circuit)).float().div(255).permute(2, 0, 1)
+        )
         pixels = cells.repeat_interleave(IMAGE_CELL_PX, 1).repeat_interleave(IMAGE_CELL_PX, 2)
         pixels[:, IMAGE_CELL_PX - 1 :: IMAGE_CELL_PX] = 1.0
         return pixels
 
     def html(self, circuit: Circuit) -> str:
         """A page without scripts: the named heads over the steps, and every head now."""
-        steps = self.scores(circuit)[0]
+        steps, top = self.scores(circuit)[0], self.top(circuit)
         maps = "".join(
             f"<figure><figcaption>{escape(role.name)}</figcaption>"
-            f"{_head_map(self.maps[circuit.name][role.name], role.heads)}</figure>"
+            f"{_head_map(self.maps[circuit.name][role.name], role.heads, top)}</figure>"
             for role in circuit.roles
         )
         return (
             f'<!doctype html><meta charset="utf-8"><title>{escape(circuit.name)}</title>'
             f"<style>{_STYLE}</style><h1>{escape(circuit.name)}</h1>"
             "<p>Attention that heads pay to what their role attends to, on held-out prompts.</p>"
-            f"{_legend()}<h2>The named heads, step by step</h2>{self._series(circuit)}"
+            f"{_legend(top)}<h2>The named heads, step by step</h2>{self._series(circuit)}"
             f"<h2>Every head at step {steps[-1]}</h2>"
             "<p>Layers downwards, heads to the right; the named ones are outlined.</p>"
             f'<div class="maps">{maps}</div>'
@@ -140,6 +149,7 @@ class HeadHistory:
 
     def _series(self, circuit: Circuit) -> str:
         steps, labels, scores, retentions = self.scores(circuit)
+        share = scores / self.top(circuit)
         cell = max(6, min(28, 720 // len(steps)))
         left = LETTER_PX * max(len(label) for label in labels) + 12
         right = left + cell * len(steps)
@@ -151,7 +161,7 @@ class HeadHistory:
             ]
             marks += [
                 _text(left - 8, middle, label, "end"),
-                _cells(scores[line : line + 1], titles, left, LINE_PX * line, cell, LINE_PX),
+                _cells(share[line : line + 1], titles, left, LINE_PX * line, cell, LINE_PX),
                 _text(right + 34, middle, _short(row[-1]), "end"),
                 _text(right + 88, middle, _percent(retentions[line, -1].item()), "quiet end"),
             ]
@@ -182,7 +192,7 @@ def _named(circuit: Circuit) -> list[tuple[str, Head]]:
     return [(role.name, head) for role in circuit.roles for head in role.heads]
 
 
-def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head]) -> str:
+def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head], top: float) -> str:
     layers, heads = scores.shape
     cell = max(6, min(24, 200 // max(layers, heads)))
     left, apart = 24, [math.ceil(px / cell) for px in (16, LETTER_PX * len(str(heads - 1)) + 6)]
@@ -191,7 +201,7 @@ def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head]) -> str
         for layer, row in enumerate(scores.tolist())
         for head, score in enumerate(row)
     ]
-    marks = [_cells(scores, titles, left, 0, cell, cell)]
+    marks = [_cells(scores / top, titles, left, 0, cell, cell)]
     marks += [
         f'<rect class="named" x="{left + head.index * cell + 1}" y="{head.layer * cell + 1}" '
         f'width="{cell - 2}" height="{cell - 2}"/>'
@@ -208,14 +218,18 @@ def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head]) -> str
     return _svg(left + cell * heads + 4, cell * layers + 18, marks)
 
 
-def _legend() -> str:
+def _legend(top: float) -> str:
     scale = torch.linspace(0, 1, 41)[None]
-    marks = [_text(0, 13, "score 0"), _cells(scale, [""] * 41, 54, 3, 4, 12), _text(224, 13, "1")]
-    return _svg(240, LINE_PX, marks)
+    marks = [
+        _text(0, 13, "score 0"),
+        _cells(scale, [""] * 41, 54, 3, 4, 12),
+        _text(224, 13, f"{top:g}"),
+    ]
+    return _svg(280, LINE_PX, marks)
 
 
 def _cells(
-    scores: Float[Tensor, "row column"],
+    shares: Float[Tensor, "row column"],
     titles: Sequence[str],
     x: int,
     y: int,
@@ -224,8 +238,8 @@ def _cells(
 ) -> str:
     gap = 1 if width > 7 else 0
     rects = []
-    for number, (red, green, blue) in enumerate(colours(scores).flatten(0, 1).tolist()):
-        row, column = divmod(number, scores.shape[1])
+    for number, (red, green, blue) in enumerate(colours(shares).flatten(0, 1).tolist()):
+        row, column = divmod(number, shares.shape[1])
         rects.append(
             f'<rect x="{x + column * width}" y="{y + row * height}" width="{width - gap}" '
             f'height="{height - 1}" fill="#{red:02x}{green:02x}{blue:02x}">'

@@ -228,7 +228,8 @@ class CircuitMonitor(Periodic):
                 tag = f"circuit/{circuit.name}/heads"
                 logger.experiment.add_image(tag, self.heads.image(circuit), step)
                 rows = " · ".join(self.heads.scores(circuit)[1])
-                logger.experiment.add_text(tag, f"Rows of the image, from the top: {rows}", step)
+                text = f"Darkest: {self.heads.top(circuit):g}. Rows, from the top: {rows}"
+                logger.experiment.add_text(tag, text, step)
         elif isinstance(logger, WandbLogger):
             import wandb
 

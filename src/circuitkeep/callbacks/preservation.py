@@ -44,6 +44,9 @@ class CircuitPreservation(Callback):
     is added to the loss. With ``weight=0`` nothing is run at all: the training is bit-identical
     to one without the callback. The random state is never touched.
 
+    Under manual optimization the penalty joins the first ``manual_backward`` of each training
+    step; the model's gradients must not be zeroed between that and the step of its optimizer.
+
     Args:
         circuit: A circuit file, or a `Circuit`.
         penalty: What drift costs; default ``PatternDivergence + BehaviourKL``, because patterns
@@ -109,6 +112,7 @@ class CircuitPreservation(Callback):
         self.model = model
         self.tokenizer = tokenizer
         self.reference_path = None if reference is None else Path(reference)
+        self._kept = ""  # where the reference in use lies
         self._resumed = False
         self._backend: Backend | None = None
         self._reference: Reference | None = None
@@ -122,18 +126,23 @@ class CircuitPreservation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reference lies: a resumed run must not take the trained model for the base."""
-        return {"reference": "" if self.reference_path is None else str(self.reference_path)}
+        return {"reference": self._kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume with the reference of the run that was stopped."""
-        if state_dict["reference"]:
-            self.reference_path = Path(state_dict["reference"])
-            self._resumed = True
+        """Resume with the reference of the run that was stopped, unless another path is given."""
+        self._kept = state_dict["reference"]
+        self._resumed = bool(self._kept)
+        if self._resumed and self.reference_path is None:
+            self.reference_path = Path(self._kept)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a circuit that does not fit before any time is spent."""
-        if self.weight > 0:
-            find_model(pl_module, self.model)
+        if self.weight == 0:
+            return
+        # The model itself cannot run yet under every strategy; its config can be read.
+        config = find_model(pl_module, self.model).config.get_text_config()  # type: ignore[operator]
+        self.circuit.check_model(config.num_hidden_layers, config.num_attention_heads)
+        self.circuit.check_labels((self.probe or build_probe(self.circuit.probe)).labels)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the penalty; with weight 0 there is nothing to install."""
@@ -159,6 +168,7 @@ class CircuitPreservation(Callback):
     def _release(self, module: LightningModule) -> None:
         remove_loss(module, self._loss)
         self._trainer = self._module = self._backend = self._reference = None
+        self._resumed = False
 
     def _loss(self) -> Tensor | None:
         trainer, module = self._trainer, self._module
@@ -196,9 +206,11 @@ class CircuitPreservation(Callback):
             now, logits = observe(backend, rows, self.circuit, self.penalty.needs)
         terms = self.penalty.terms_of(now, before, rows.labels)
         penalty = self.penalty.weigh(terms)
-        if step % max(trainer.log_every_n_steps, 1) == 0 or penalty.device.type == "cpu":
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logged = step % max(every, 1) == 0
+        if logged or penalty.device.type == "cpu":  # elsewhere a check waits for the device
             self._check(penalty, terms, step)
-        if step % max(trainer.log_every_n_steps, 1) == 0:
+        if logged:
             self._log(trainer, penalty, terms, share, step)
         if logits is not None and world > 1:
             # FSDP unshards for the backward pass at module outputs: the loss must touch one.
@@ -253,6 +265,7 @@ class CircuitPreservation(Callback):
         if self.reference_path is None:
             name = f"{self.circuit.name}-{fingerprint.short}.safetensors"
             self.reference_path = Path(trainer.default_root_dir) / "references" / name
+        self._kept = str(self.reference_path.absolute())
         if self._resumed or self.reference_path.is_file():
             reference = load_reference(
                 self.reference_path, fingerprint, ("model",) if self._resumed else ()

@@ -33,7 +33,7 @@ _Hook = Callable[..., Tensor | None]
 class BridgeBackend(Backend):
     """A `TransformerBridge`; see `circuitkeep.capture`."""
 
-    model: TransformerBridge
+    model: TransformerBridge  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, model: TransformerBridge) -> None:
         super().__init__(model)

@@ -42,7 +42,7 @@ _OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 class HFBackend(Backend):
     """A `transformers.PreTrainedModel` with a language-model head; see `circuitkeep.capture`."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -234,7 +234,7 @@ class HFBackend(Backend):
         if max(errors) > tolerance:
             raise ValueError(
                 f"the attention of {name} is not softmax(q k) v (largest difference "
-                f"{max(errors):.2g}; sinks, a position bias, or attention to later tokens?), so its "
+                f"{max(errors):.2g}; sinks, a position bias, attention to later tokens?), so its "
                 "patterns cannot be captured here; if it is a causal model, wrap it in "
                 "transformer_lens.TransformerBridge instead"
             )

@@ -60,7 +60,7 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
@@ -68,6 +68,7 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+    model, report = loaded
     if report["missing_keys"]:  # transformers draws them at random and goes on
         raise ValueError(f"the weights in {name!r} lack {min(report['missing_keys'])}")
     return model

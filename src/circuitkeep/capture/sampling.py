@@ -83,5 +83,6 @@ def special_tokens(model: nn.Module, tokenizer: Any) -> tuple[int | None, frozen
 
 
 def _end_token(model: nn.Module, otherwise: int) -> int:
-    end = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    config: Any = model.generation_config
+    end = config.eos_token_id
     return otherwise if end is None else end[0] if isinstance(end, list) else end

@@ -7,10 +7,13 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from circuitkeep import __version__
 from circuitkeep.circuits import did_you_mean
@@ -21,6 +24,13 @@ COMMANDS = {
     "scan": "score every head of a model on the roles that a probe labels",
     "compare": "measure checkpoints side by side with their base model",
 }
+OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
+"""Those of Hydra that make sense here."""
+HARMLESS = ("does not have many workers", "Checkpoint directory", "LeafSpec", "'set_vital'")
+"""Warnings of other libraries that say nothing to the user of a command."""
+
+
+_OPEN = ("evals.datasets.", "probe.aliases.")
 
 
 def config_directory() -> Path:
@@ -54,88 +64,114 @@ def run(command: str, overrides: Sequence[str]) -> None:
     Everything that a user can get wrong ends in one sentence on stderr and exit code 2;
     ``HYDRA_FULL_ERROR=1`` shows the traceback too. A fault of circuitkeep keeps its traceback.
     """
+    for override in overrides:
+        if override.startswith("-") and override.split("=")[0] not in OPTIONS:
+            _fail(f"there is no option {override}: settings are written KEY=VALUE")
     # Imported here, so that --help and --version answer at once.
     import hydra
-    from hydra.errors import HydraException
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
     from circuitkeep.capture.models import quiet
+    from circuitkeep.cli.mistakes import check_complete
 
-    user_errors = (ValueError, OSError, HydraException, OmegaConfBaseException)
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra would otherwise print its own kind of message and exit with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    function = importlib.import_module(f"circuitkeep.cli.{command}").run
     quiet()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "Checkpoint directory",
-        "LeafSpec",
-        "'set_vital'",
-    ):
-        warnings.filterwarnings("ignore", f".*{message}")
-    sys.argv = [f"circuitkeep {command}", *_with_circuit_files(overrides)]
-    function = importlib.import_module(f"circuitkeep.cli.{command}").run
-    expected = (*user_errors, MisconfigurationException)
+    command_line, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "")
+    one_sentence = nullcontext if full_error == "1" else _one_sentence
+    started = False
 
     @functools.wraps(function)
     def job(config: DictConfig) -> None:
-        try:
+        nonlocal started
+        started = True
+        # As it was typed: Lightning starts the processes of further devices with it.
+        sys.argv = command_line
+        folder = HydraConfig.get().runtime.output_dir
+        if os.path.abspath(config.output) != folder:  # a job of a sweep, or a further process
+            config.output = folder
+        with one_sentence():
+            check_complete(config)
             function(config)
-        except expected as error:
-            if wants_traceback:
-                raise
-            _fail(_sentence(error))
 
-    wrapped = hydra.main(
-        version_base="1.3", config_path=str(config_directory()), config_name=command
-    )
+    # Hydra reads the overrides here, and nowhere else.
+    sys.argv = [f"circuitkeep {command}", *_shorthands(overrides)]
+    # Without this, it would print its own kind of message and exit with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: _fail("stopped by SIGTERM", 143))
     try:
-        wrapped(job)()
-    except expected as error:
-        if wants_traceback:
-            raise
-        _fail(_sentence(error))
+        with one_sentence(), warnings.catch_warnings():
+            for message in HARMLESS:
+                warnings.filterwarnings("ignore", f".*{message}")
+            warnings.showwarning = _show_warning
+            try:
+                hydra.main(str(config_directory()), command, "1.3")(job)()
+            except OSError as error:
+                if started:
+                    raise
+                raise ValueError(
+                    f"cannot write the output folder ({error.strerror}: {error.filename}); set "
+                    "output=DIRECTORY"
+                ) from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = command_line, full_error
 
 
-def _with_circuit_files(overrides: Sequence[str]) -> list[str]:
-    """Let ``circuit=FILE.yaml`` name a file, beside the shipped ``circuit=NAME``."""
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Print what the user got wrong, and exit with 2."""
+    from hydra.errors import HydraException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from circuitkeep.cli.mistakes import sentence
+
+    try:
+        yield
+    except (
+        ValueError,
+        OSError,
+        HydraException,
+        OmegaConfBaseException,
+        MisconfigurationException,
+    ) as error:
+        _fail(sentence(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into this, inside a fit.
+        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
+            _fail("interrupted", 130)
+        raise
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"circuitkeep: warning: {message}", file=sys.stderr)
+
+
+def _shorthands(overrides: Sequence[str]) -> list[str]:
+    """What Hydra would want in more words.
+
+    ``circuit=FILE.yaml`` names a file, beside the shipped ``circuit=NAME``; and a name of one's own
+    is added to a mapping that the configs leave open.
+    """
     found = []
     for override in overrides:
-        match = re.fullmatch(r"circuit=([^,]+\.ya?ml)", override)
-        if match is None:
-            found.append(override)
-        else:
+        if match := re.fullmatch(r"circuit=([^,]+\.ya?ml)", override):
             path = os.path.abspath(match[1]).replace("'", "\\'")
             found += ["circuit=file", f"circuit.path='{path}'"]
+        elif override.startswith(_OPEN):
+            found.append(f"++{override}")
+        else:
+            found.append(override)
     return found
 
 
-def _sentence(error: BaseException) -> str:
-    from hydra.errors import ConfigCompositionException, InstantiationException
-
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        return f"{_flat(error)} ({_flat(error.__cause__)})"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return _flat(error)
-
-
-def _flat(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [
-        line for line in lines if not re.match(r"(full_key|object_type|Set the env|See http)", line)
-    ]
-    return " ".join(kept) or type(error).__name__
-
-
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"circuitkeep: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _command_help(command: str) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from rich.console import Console
 
 from circuitkeep.capture.models import has_tokenizer, load_tokenizer
-from circuitkeep.circuits import Circuit, load_circuit
+from circuitkeep.circuits import Circuit, did_you_mean, load_circuit
 from circuitkeep.cli.application import config_directory
 from circuitkeep.cli.settings import evaluation_data
 from circuitkeep.compare.measure import compare
@@ -23,14 +23,8 @@ from circuitkeep.compare.write import write_report
 
 def run(config: DictConfig) -> None:
     """Measure, print one table, and write ``report.json`` and ``report.html``."""
-    for key, example in (
-        ("base", "base=DIRECTORY"),
-        ("checkpoints", "checkpoints=[DIRECTORY,...] or checkpoints={name:DIRECTORY,...}"),
-        ("circuits", "circuits=[FILE.yaml,...]"),
-    ):
-        if OmegaConf.is_missing(config, key):
-            raise ValueError(f"{key} is not set: add {example}")
-    circuits = [find_circuit(name) for name in config.circuits]
+    names = [config.circuits] if isinstance(config.circuits, str) else config.circuits
+    circuits = [find_circuit(name) for name in names]
     tokenizer = _tokenizer(config)
     datasets = {}
     for name, data in evaluation_data(config.evals, tokenizer, config.seed).items():
@@ -43,13 +37,13 @@ def run(config: DictConfig) -> None:
     with console.status("measuring") as status:
         report = compare(
             config.base,
-            named(OmegaConf.to_container(config.checkpoints)),
+            named(config.checkpoints),
             circuits,
             tokenizer,
             datasets,
             rows=config.rows,
             seed=config.probe_seed,
-            command=shlex.join(["circuitkeep", "compare", *sys.argv[1:]]),
+            command=_command(),
             progress=lambda name: status.update(f"measuring {name}"),
         )
     print_report(report)
@@ -59,18 +53,23 @@ def run(config: DictConfig) -> None:
 
 def find_circuit(name: str) -> Circuit:
     """A circuit file, or one that ships with circuitkeep by its name."""
-    shipped = config_directory() / "circuit" / f"{name}.yaml"
-    return load_circuit(shipped if shipped.is_file() and os.sep not in name else name)
+    folder = config_directory() / "circuit"
+    shipped = [path.stem for path in folder.glob("*.yaml") if path.stem not in ("file", "none")]
+    if name in shipped:
+        return load_circuit(folder / f"{name}.yaml")
+    if not Path(name).suffix and not os.path.exists(name):
+        raise ValueError(
+            f"no circuit called {name!r} ships with circuitkeep" + did_you_mean(name, shipped)
+        )
+    return load_circuit(name)
 
 
-def named(checkpoints: Any) -> dict[str, str]:
+def named(checkpoints: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     """Names for checkpoints that come as a list: the part of their paths that differs."""
     if isinstance(checkpoints, Mapping):
         return {str(name): str(path) for name, path in checkpoints.items()}
-    if not isinstance(checkpoints, list):
-        raise ValueError(f"checkpoints must be a list or a mapping, got {checkpoints!r}")
     found: dict[str, str] = {}
-    for path in map(str, checkpoints):
+    for path in [checkpoints] if isinstance(checkpoints, str) else map(str, checkpoints):
         parts = [part for part in Path(path).parts if part not in ("model", "checkpoints", "/")]
         name = next(
             (
@@ -82,6 +81,11 @@ def named(checkpoints: Any) -> dict[str, str]:
         )
         found[name] = path
     return found
+
+
+def _command() -> str:
+    job = HydraConfig.get()
+    return shlex.join(["circuitkeep", str(job.job.config_name), *job.overrides.task])
 
 
 def _tokenizer(config: DictConfig) -> Any:

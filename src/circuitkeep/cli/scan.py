@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from circuitkeep.capture import attach
 from circuitkeep.circuits import save_circuit
-from circuitkeep.cli.settings import circuit_of, model_and_tokenizer
+from circuitkeep.cli.settings import circuit_of, construct
 from circuitkeep.files import replacing
 from circuitkeep.probes import build_probe, describe
 from circuitkeep.scan import Scan, scan
@@ -21,23 +22,18 @@ from circuitkeep.scan import circuit_of as circuit_found
 def run(config: DictConfig) -> None:
     """Print the best heads per role, write ``scan.json``, and the circuit if ``save`` is set."""
     circuit = circuit_of(config.circuit)
-    spec = OmegaConf.to_container(config.probe, resolve=True) if circuit is None else circuit.probe
-    assert isinstance(spec, dict)
+    spec: Any = circuit.probe if circuit else OmegaConf.to_container(config.probe, resolve=True)
     probe = build_probe(spec)
     roles = config.roles
     if roles is None and circuit is not None:
         roles = [role.name for role in circuit.roles]
-    model, tokenizer = model_and_tokenizer(config.model)
+    model, tokenizer = construct(config.model)
     backend = attach(model)
     if circuit is not None:
         circuit.check_model(backend.n_layers, backend.n_heads)
     with Console(stderr=True).status("scoring heads"):
         found = scan(backend, tokenizer, probe, roles, config.rows, config.seed)
     Console().print(_table(found, config.top, config.threshold))
-    path = Path(config.output) / "scan.json"
-    with replacing(path) as temporary:
-        temporary.write_text(_json(found, describe(probe), config), encoding="utf-8")
-    print(f"all scores are in {path}")
     if config.save is not None:
         behaviour = config.behaviour or probe.behaviours[0]
         source = f"circuitkeep scan model.path={config.model.path} threshold={config.threshold}"
@@ -46,6 +42,10 @@ def run(config: DictConfig) -> None:
             circuit_found(found, config.threshold, name, spec, behaviour, source), config.save
         )
         print(f"the circuit is in {config.save}")
+    path = Path(config.output) / "scan.json"
+    with replacing(path) as temporary:
+        temporary.write_text(_json(found, describe(probe), config), encoding="utf-8")
+    print(f"all scores are in {path}")
 
 
 def _table(found: Scan, top: int, threshold: float) -> Table:

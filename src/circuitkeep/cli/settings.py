@@ -9,7 +9,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitkeep.circuits import Circuit, load_circuit, parse_circuit
+from circuitkeep.cli.mistakes import check_arguments
 from circuitkeep.tasks import TextData
+
+
+def construct(config: Mapping[str, Any], **given: Any) -> Any:
+    """What ``config._target_`` makes of the config's arguments and of those only the program has.
+
+    Not all as arguments of `instantiate`, which would turn dataclasses into configs.
+
+    Raises:
+        ValueError: For an argument that the target does not have, naming the nearest.
+    """
+    make = instantiate(config, _partial_=True)
+    check_arguments(make.func, make.keywords)
+    return make(**given)
 
 
 def circuit_of(config: DictConfig) -> Circuit | None:
@@ -21,21 +35,10 @@ def circuit_of(config: DictConfig) -> Circuit | None:
     return parse_circuit(content)
 
 
-def model_and_tokenizer(config: DictConfig) -> tuple[Any, Any]:
-    """What the group ``model`` makes.
-
-    Raises:
-        ValueError: If no model is named.
-    """
-    if OmegaConf.is_missing(config, "path"):
-        raise ValueError("no model is named: add model.path=DIRECTORY or a hub name such as gpt2")
-    return instantiate(config)
-
-
 def data_module(config: Mapping[str, Any], tokenizer: Any) -> Any:
     """A data module; one of text gets the model's tokenizer."""
     given = {"tokenizer": tokenizer} if "tokenizer" in config else {}
-    return instantiate(config, _partial_=True)(**given)
+    return construct(config, **given)
 
 
 def evaluation_data(config: DictConfig, tokenizer: Any, seed: int) -> dict[str, Any]:

@@ -8,16 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
+from circuitkeep.capture import attach
 from circuitkeep.capture.models import save_model
 from circuitkeep.circuits import Circuit
-from circuitkeep.cli.settings import (
-    circuit_of,
-    data_module,
-    evaluation_data,
-    model_and_tokenizer,
-)
+from circuitkeep.cli.settings import circuit_of, construct, data_module, evaluation_data
+from circuitkeep.probes import build_probe
 
 
 def run(config: DictConfig) -> None:
@@ -25,24 +24,61 @@ def run(config: DictConfig) -> None:
     resume = config.trainer.resume
     if resume is not None and not Path(resume).is_file():
         raise FileNotFoundError(f"trainer.resume: there is no checkpoint at {resume}")
-    _check_devices(config.trainer)
     output = Path(config.output)
-    _check_writable(output)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     circuit = circuit_of(config.circuit)
-    model, tokenizer = model_and_tokenizer(config.model)
+    model, tokenizer = construct(config.model)
+    if circuit is not None:
+        _check_circuit(circuit, model, config)
     data = data_module(config.data, tokenizer)
-    task = instantiate(config.task, _partial_=True)(model=model)
-    settings = {key: value for key, value in config.trainer.items() if key != "resume"}
-    trainer = instantiate(settings, _partial_=True)(
-        logger=[instantiate(node) for node in config.logger.values()],
-        callbacks=_callbacks(config, circuit, tokenizer),
-        default_root_dir=str(output),
-    )
-    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    task = construct(config.task, model=model)
+    trainer = _trainer(config, _callbacks(config, circuit, tokenizer))
+    _fit(trainer, task, data, resume)
     if trainer.is_global_zero:
         save_model(model, output / "model", tokenizer)
         print(f"model saved in {output / 'model'}")
+
+
+def _trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
+    settings = {key: value for key, value in config.trainer.items() if key != "resume"}
+    asked = f"trainer.accelerator={settings['accelerator']}, trainer.devices={settings['devices']}"
+    try:
+        trainer = construct(
+            settings,
+            logger=[construct(node) for node in config.logger.values()],
+            callbacks=callbacks,
+            default_root_dir=config.output,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"the trainer refuses its settings ({asked} ...): {error}") from error
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise ValueError(f"{asked} is more than this machine has: {cores} CPU cores")
+    for logger in trainer.loggers:
+        try:
+            _ = logger.experiment
+        except Exception as error:  # every logger has its own kinds
+            raise ValueError(f"{type(logger).__name__} cannot start: {error}") from error
+    return trainer
+
+
+def _fit(trainer: pl.Trainer, task: Any, data: Any, resume: str | None) -> None:
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"trainer.resume={resume} is of another model: {first}") from error
+
+
+def _check_circuit(circuit: Circuit, model: Any, config: DictConfig) -> None:
+    """Refuse a circuit that does not fit before the data are read."""
+    backend = attach(model)
+    circuit.check_model(backend.n_layers, backend.n_heads)
+    for probe in (circuit.probe, _probe(config.probe)):
+        if probe is not None:
+            circuit.check_labels(build_probe(probe).labels)
 
 
 def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> list[pl.Callback]:
@@ -72,8 +108,7 @@ def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> l
             given = {"datasets": evaluation_data(config.evals, tokenizer, config.seed)}
             if not given["datasets"]:
                 continue
-        # Not as arguments of `instantiate`, which would turn dataclasses into configs.
-        found.append(instantiate(node, _partial_=True)(**given))
+        found.append(construct(node, **given))
     return found
 
 
@@ -81,18 +116,3 @@ def _probe(config: DictConfig) -> Any:
     spec = OmegaConf.to_container(config, resolve=True)
     assert isinstance(spec, dict)
     return None if spec["_target_"] is None else spec
-
-
-def _check_devices(trainer: DictConfig) -> None:
-    cores = os.cpu_count() or 1
-    devices = trainer.devices
-    if trainer.accelerator == "cpu" and isinstance(devices, int) and devices > cores:
-        raise ValueError(
-            f"trainer.devices={devices} is more than this machine has: {cores} CPU cores"
-        )
-
-
-def _check_writable(output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise PermissionError(f"no permission to write into {output}")

@@ -63,7 +63,8 @@ def compare(
 
     Raises:
         FileNotFoundError: If a model is missing; before anything is measured.
-        ValueError: If a circuit does not fit the base model, or there is nothing to compare.
+        ValueError: If a circuit does not fit the base model, a checkpoint is of another shape, or
+            there is nothing to compare.
     """
     datasets = datasets or {}
     if not circuits:
@@ -85,6 +86,7 @@ def compare(
         circuit.name: probe_rows(circuit, backend, tokenizer, "held_out", rows, seed)
         for circuit in circuits
     }
+    sizes = _sizes(backend)
     before = _measure(backend, circuits, batches)
     result = _result("base", base, backend, before, before, circuits, datasets)
     results = []
@@ -93,6 +95,7 @@ def compare(
         del backend
         gc.collect()
         backend = attach(load_checkpoint(path, base))
+        _check_same_kind(backend, sizes, name, path)
         now = _measure(backend, circuits, batches)
         results.append(_result(name, path, backend, now, before, circuits, datasets))
     return Report(
@@ -103,6 +106,26 @@ def compare(
         command=command,
         versions={name: version(name) for name in ("circuitkeep", "torch", "transformers")},
     )
+
+
+def _sizes(backend: Backend) -> dict[str, int]:
+    return {
+        "layers": backend.n_layers,
+        "heads per layer": backend.n_heads,
+        "tokens in its vocabulary": backend.vocab_size,
+    }
+
+
+def _check_same_kind(
+    backend: Backend, base: Mapping[str, int], name: str, path: str | os.PathLike[str]
+) -> None:
+    for what, number in _sizes(backend).items():
+        # Tokens that a fine-tuning added do no harm.
+        if number < base[what] or (number > base[what] and "tokens" not in what):
+            raise ValueError(
+                f"checkpoint {name!r} ({os.fspath(path)}) is no checkpoint of the base model: it "
+                f"has {number} {what}, the base {base[what]}"
+            )
 
 
 def _measure(

@@ -85,8 +85,8 @@ class TextData(RowsModule):
             return
         if self.tokenizer is None:
             raise ValueError(
-                "text needs a tokenizer, and the model came without one; pass tokenizer=, or use "
-                "data made of tokens, such as circuitkeep.tasks.key_value.KeyValueMap"
+                "text needs a tokenizer, and the model came without one: name one (in the command "
+                "line by model.tokenizer=PATH), or use data made of tokens, such as data=key_value"
             )
         train = self._tokenize(read_documents(self.train, self.text_field))
         if isinstance(self.validation, (int, float)):
