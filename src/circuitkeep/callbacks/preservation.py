@@ -34,9 +34,10 @@ from circuitkeep.reference import (
 class CircuitPreservation(Callback):
     r"""Add a circuit-preservation penalty to the loss of an unmodified LightningModule.
 
-    At the first training step the base model is run once over a pool of train-probe rows (the
-    reference). Then, on due steps, a fresh random subset of the rows is run through the model in
-    training, and
+    At the first training step the model as it is then, the base, is run once over a pool of
+    train-probe rows (the reference); a resumed fit goes on with the reference it began with.
+    Then, on due steps, a fresh random subset of the rows is run through the model in training,
+    and
 
     .. math:: \mathrm{weight} \cdot \min(1, t / \mathrm{warmup}) \cdot P(\mathrm{now},
               \mathrm{reference})
@@ -132,8 +133,6 @@ class CircuitPreservation(Callback):
         """Resume with the reference of the run that was stopped, unless another path is given."""
         self._kept = state_dict["reference"]
         self._resumed = bool(self._kept)
-        if self._resumed and self.reference_path is None:
-            self.reference_path = Path(self._kept)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a circuit that does not fit before any time is spent."""
@@ -262,15 +261,14 @@ class CircuitPreservation(Callback):
             circuit=fingerprint_circuit(self.circuit),
             needs=",".join(needs),
         )
-        if self.reference_path is None:
+        path = self.reference_path or Path(self._kept if self._resumed else "")
+        if not path.name:
             name = f"{self.circuit.name}-{fingerprint.short}.safetensors"
-            self.reference_path = Path(trainer.default_root_dir) / "references" / name
-        self._kept = str(self.reference_path.absolute())
-        if self._resumed or self.reference_path.is_file():
-            reference = load_reference(
-                self.reference_path, fingerprint, ("model",) if self._resumed else ()
-            )
-            return reference.to(backend.device)
+            path = Path(trainer.default_root_dir) / "references" / name
+        self._kept = str(path.absolute())
+        if self._resumed or path.is_file():
+            may_differ = ("model",) if self._resumed else ()
+            return load_reference(path, fingerprint, may_differ).to(backend.device)
         rows = probe_rows(
             self.circuit, backend, tokenizer, "train", self.pool_rows, self.seed, probe
         )
@@ -278,7 +276,7 @@ class CircuitPreservation(Callback):
             backend, self.circuit, rows, self.penalty.needs, self.penalty.all_queries, fingerprint
         )
         if trainer.is_global_zero:
-            reference.save(self.reference_path)
+            reference.save(path)
         return reference
 
 

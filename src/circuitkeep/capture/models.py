@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -169,6 +170,8 @@ def quiet() -> None:
     """Silence transformers' own progress bars and notices, as a command-line program wants."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # The hub client tells of every attempt to reach it; what comes of them is in its error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: Any = None) -> None:

@@ -70,6 +70,7 @@ def run(command: str, overrides: Sequence[str]) -> None:
     # Imported here, so that --help and --version answer at once.
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import DictConfig
 
     from circuitkeep.capture.models import quiet
@@ -88,10 +89,10 @@ def run(command: str, overrides: Sequence[str]) -> None:
         started = True
         # As it was typed: Lightning starts the processes of further devices with it.
         sys.argv = command_line
-        folder = HydraConfig.get().runtime.output_dir
-        if os.path.abspath(config.output) != folder:  # a job of a sweep, or a further process
-            config.output = folder
         with one_sentence():
+            folder = HydraConfig.get().runtime.output_dir
+            if os.path.abspath(config.output) != folder:  # a job of a sweep, or a further process
+                config.output = folder
             check_complete(config)
             function(config)
 
@@ -108,7 +109,7 @@ def run(command: str, overrides: Sequence[str]) -> None:
             try:
                 hydra.main(str(config_directory()), command, "1.3")(job)()
             except OSError as error:
-                if started:
+                if started or isinstance(error, HydraException):
                     raise
                 raise ValueError(
                     f"cannot write the output folder ({error.strerror}: {error.filename}); set "
