@@ -171,7 +171,7 @@ def test_random_state_survives_a_strict_load(tmp_path):
 def test_a_full_disk_spares_the_last_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
-    io.save_checkpoint({"weight": torch.zeros(10)}, path)
+    io.save_checkpoint({"loops": {}, "weight": torch.zeros(10)}, path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

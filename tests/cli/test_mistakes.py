@@ -332,9 +332,15 @@ def compared(models, circuit_file, tmp_path):
         ({"checkpoints": "[/nowhere/model]"}, "there is no checkpoint at /nowhere/model"),
         ({"checkpoints": "[last.ckpt]"}, "there is no checkpoint at last.ckpt"),
         ({"circuits": "[]"}, "name at least one circuit"),
-        ({"circuits": "[inductoin]"}, "no circuit called 'inductoin' ships with circuitkeep; known"),
+        (
+            {"circuits": "[inductoin]"},
+            "no circuit called 'inductoin' ships with circuitkeep; known",
+        ),
         ({"circuits": "[nothing.yaml]"}, "no circuit file at nothing.yaml"),
-        ({"checkpoints": "{models}/one-layer"}, "'one-layer' .* is no checkpoint of the base model"),
+        (
+            {"checkpoints": "{models}/one-layer"},
+            "'one-layer' .* is no checkpoint of the base model",
+        ),
     ],
 )
 def test_a_comparison_of_nothing(refused, compared, models, changes, wanted):

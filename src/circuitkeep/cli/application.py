@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,7 +71,6 @@ def run(command: str, overrides: Sequence[str]) -> None:
     # Imported here, so that --help and --version answer at once.
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
     from omegaconf import DictConfig
 
     from circuitkeep.capture.models import quiet
@@ -81,23 +81,23 @@ def run(command: str, overrides: Sequence[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     command_line, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "")
     one_sentence = nullcontext if full_error == "1" else _one_sentence
-    started = False
 
     @functools.wraps(function)
     def job(config: DictConfig) -> None:
-        nonlocal started
-        started = True
         # As it was typed: Lightning starts the processes of further devices with it.
         sys.argv = command_line
         with one_sentence():
             folder = HydraConfig.get().runtime.output_dir
             if os.path.abspath(config.output) != folder:  # a job of a sweep, or a further process
                 config.output = folder
+            with _told_where(), tempfile.TemporaryFile(dir=folder):
+                pass
             check_complete(config)
             function(config)
 
-    # Hydra reads the overrides here, and nowhere else.
-    sys.argv = [f"circuitkeep {command}", *_shorthands(overrides)]
+    # Hydra reads the overrides here, and nowhere else; it wants its options before them.
+    ordered = sorted(overrides, key=lambda override: "=" in override or override.startswith("~"))
+    sys.argv = [f"circuitkeep {command}", *_shorthands(ordered)]
     # Without this, it would print its own kind of message and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     on_sigterm = signal.signal(signal.SIGTERM, lambda *_: _fail("stopped by SIGTERM", 143))
@@ -106,18 +106,27 @@ def run(command: str, overrides: Sequence[str]) -> None:
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", f".*{message}")
             warnings.showwarning = _show_warning
-            try:
+            with nullcontext() if full_error == "1" else _told_where():
                 hydra.main(str(config_directory()), command, "1.3")(job)()
-            except OSError as error:
-                if started or isinstance(error, HydraException):
-                    raise
-                raise ValueError(
-                    f"cannot write the output folder ({error.strerror}: {error.filename}); set "
-                    "output=DIRECTORY"
-                ) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = command_line, full_error
+
+
+@contextmanager
+def _told_where() -> Iterator[None]:
+    """For what comes before the command itself: only the output folder is written there."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HydraException):  # some of them are both
+            raise
+        raise ValueError(
+            f"cannot write the output folder ({error.strerror}: {error.filename}); set "
+            "output=DIRECTORY"
+        ) from error
 
 
 @contextmanager

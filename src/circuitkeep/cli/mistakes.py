@@ -15,6 +15,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -105,6 +106,8 @@ def _unknown_key(node: DictConfig, full_key: str, key: str) -> str:
     known = [str(name) for name in node if not re.fullmatch(r"_\w+_|hydra", str(name))]
     elsewhere = [path for path in _paths(node._get_root()) if path.endswith(f".{key}")]
     where = full_key[: -len(key)].rstrip(".")
+    if "_target_" in node and key in inspect.signature(get_object(node._target_)).parameters:
+        return f"{full_key} has no value yet: add it by +{full_key}=VALUE"
     return f"there is no key {full_key!r}" + (
         f"; did you mean {elsewhere[0]!r}?"
         if elsewhere

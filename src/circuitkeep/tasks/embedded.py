@@ -69,11 +69,11 @@ def train_embedded(
     folder = Path(cache_dir) / f"embedded-{key}-seed{seed}"
     if _is_whole(folder):
         return folder
-    model = _train(seed, recipe, progress_bar)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         finished = Path(temporary) / folder.name
-        save_model(model, finished)
+        # Inside, so that a folder that cannot be written is found out before the training.
+        save_model(_train(seed, recipe, progress_bar), finished)
         if folder.exists() and not _is_whole(folder):
             shutil.rmtree(folder)
         try:
