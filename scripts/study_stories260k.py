@@ -30,8 +30,15 @@ EXPERIMENT = "experiment=stories260k"
 GUARDS = {"heads": "penalty=pattern_output", "heads-behaviour": "penalty=pattern_output_behaviour"}
 RIVALS = {
     "unregularized": ["penalty=none"],
-    # The weight at which it costs about as much capability as the guards do.
-    "self-distillation": ["penalty=behaviour_only", "probe.answers=all", "penalty.weight=0.3"],
+    # At two weights, so that it can be compared at about the same cost in capability.
+    **{
+        f"self-distillation-{weight}": [
+            "penalty=behaviour_only",
+            "probe.answers=all",
+            f"penalty.weight={weight}",
+        ]
+        for weight in (0.3, 1)
+    },
 }
 AXES = {"both": "templates and names", "templates": "templates", "fillers": "names"}
 

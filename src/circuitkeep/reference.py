@@ -204,7 +204,10 @@ class Reference:
                     tensors[f"{prefix}.{item.name}"] = value.contiguous().cpu()
         header = {"format": _FORMAT, **asdict(self.fingerprint)}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"circuitkeep": json.dumps(header)})
+            try:
+                save_file(tensors, temporary, metadata={"circuitkeep": json.dumps(header)})
+            except SafetensorError as error:  # which is no OSError, even where the disk is full
+                raise OSError(f"the reference was not written to {path}: {error}") from error
 
     def _parts(self) -> dict[str, GuardedRows | Labels | Activations]:
         return {"rows": self.rows, "labels": self.rows.labels, "activations": self.activations}

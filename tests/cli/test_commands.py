@@ -214,6 +214,17 @@ def test_nothing_is_left_behind_in_the_process(command, train, monkeypatch):
     assert torch.equal(random_state()["torch"], before)
 
 
+def test_lightning_can_start_the_command_again(command, models, monkeypatch):
+    """With the command line as it was typed, and the folder of the first process."""
+    seen = []
+    monkeypatch.setattr(
+        "circuitkeep.cli.scan.run", lambda config: seen.append((list(sys.argv), config.output))
+    )
+    monkeypatch.setattr(sys, "argv", ["/bin/circuitkeep", "scan", "rows=8"])
+    command("scan", f"model.path={models / 'tiny'}", "output=${now:%f}", 'hydra.run.dir="first"')
+    assert seen == [(["/bin/circuitkeep", "scan", "rows=8"], os.path.abspath("first"))]
+
+
 # Names of checkpoints
 
 

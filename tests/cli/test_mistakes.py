@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import LlamaForCausalLM
 
 from circuitkeep.callbacks import checkpoint as checkpoint_io
 from circuitkeep.capture.models import load_model
@@ -146,7 +148,7 @@ def test_no_data(refused, models):
 # Where things are written
 
 
-@pytest.mark.parametrize("place", ["/proc/nowhere", "{file}/below"])
+@pytest.mark.parametrize("place", ["/proc", "/proc/nowhere", "{file}/below"])
 def test_an_output_that_cannot_be_written(refused, train, models, circuit_file, tmp_path, place):
     file = tmp_path / "file"
     file.write_text("")
@@ -177,6 +179,20 @@ def test_a_full_disk(refused, train, tmp_path, monkeypatch):
     refused("checkpoint was not written .No space left on device.; earlier ones", *train)
     last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 1
+
+
+def test_a_disk_that_is_full_at_the_end(refused, train, tmp_path, monkeypatch):
+    def save_pretrained(self, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save_pretrained)
+    refused("the model was not written to run/model: .*No space left on device", *train)
+    assert_finite(tmp_path / "run/checkpoints/last.ckpt", 3)
+
+
+def test_a_cache_that_cannot_be_written(refused):
+    refused(": /proc/nowhere$", "demo", "cache_dir=/proc/nowhere")
 
 
 # The run
@@ -270,6 +286,7 @@ def test_a_checkpoint_of_another_model(refused, train, models, command, tmp_path
         ("pentaly=none", "no key 'pentaly'; did you mean 'penalty'?"),
         ("max_steps=3", "no key 'max_steps'; did you mean 'trainer.max_steps'?"),
         ("task.lr.x=3", "no key 'task.lr.x': task.lr has no keys"),
+        ("trainer.strategy=ddp", r"no value yet: add it by \+trainer.strategy=VALUE"),
         ("+trainer.max_step=3", "Trainer has no argument 'max_step'; did you mean 'max_steps'?"),
         ("+task.learning_rate=3", "CausalLM has no argument 'learning_rate'; "),
         ("penalty=recomended", "no penalty=recomended; did you mean 'recommended'?"),
@@ -354,6 +371,37 @@ def test_a_checkpoint_file_of_another_architecture(refused, compared, models, tm
     refused("a.ckpt does not fit the architecture of .*/tiny", *compared(checkpoints="[a.ckpt]"))
     (tmp_path / "b.ckpt").write_bytes(b"torn")
     refused("b.ckpt is not a Lightning checkpoint", *compared(checkpoints="[b.ckpt]"))
+
+
+# From outside
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit(1)])
+def test_interrupted(command, models, monkeypatch, how):
+    def stop(config):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise how  # noqa: B904
+
+    monkeypatch.setattr("circuitkeep.cli.scan.run", stop)
+    code, _, stderr = command("scan", f"model.path={models / 'tiny'}")
+    assert (code, stderr) == (130, "circuitkeep: interrupted\n")
+
+
+def test_a_fault_of_circuitkeep_keeps_its_traceback(command, models, monkeypatch):
+    def fail(config):
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("circuitkeep.cli.scan.run", fail)
+    with pytest.raises(ZeroDivisionError, match="a fault"):
+        command("scan", f"model.path={models / 'tiny'}")
+
+
+def test_a_traceback_on_demand(command, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match=r"model\.path is not set"):
+        command("scan")
 
 
 # In processes of their own

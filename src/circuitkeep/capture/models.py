@@ -175,7 +175,11 @@ def quiet() -> None:
 
 
 def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
-    """Save a model directory, so that it appears whole or not at all; an old one is replaced."""
+    """Save a model directory, so that it appears whole or not at all; an old one is replaced.
+
+    Raises:
+        OSError: If it cannot be written, or the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -187,6 +191,8 @@ def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: 
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
+    except SafetensorError as error:  # which is no OSError, even where the disk is full
+        raise OSError(f"the model was not written to {path}: {_first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(overrides):
         print(_command_help(command))
         sys.exit(0)
-    run(command, overrides)
+    try:
+        run(command, overrides)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
 
 
 def run(command: str, overrides: Sequence[str]) -> None:
@@ -148,12 +151,10 @@ def _one_sentence() -> Iterator[None]:
         MisconfigurationException,
     ) as error:
         _fail(sentence(error))
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except SystemExit as stop:
         # Lightning turns Ctrl-C into this, inside a fit.
         if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
-            _fail("interrupted", 130)
+            raise stop.__context__ from None
         raise
 
 

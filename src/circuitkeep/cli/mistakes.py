@@ -97,8 +97,8 @@ def sentence(error: BaseException) -> str:
         if isinstance(cause.parent_node, DictConfig) and cause.key is not None:
             return _unknown_key(cause.parent_node, str(cause.full_key), str(cause.key))
         return f"{_flat(error)}: {_flat(cause)}"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
     return _flat(error)
 
 
