@@ -53,7 +53,7 @@ def _table(found: Scan, top: int, threshold: float) -> Table:
     table.add_column("role", no_wrap=True)
     for rank in range(1, top + 1):
         table.add_column(str(rank), justify="right", no_wrap=True)
-    table.add_column(f"at least {threshold:g}", justify="right")
+    table.add_column(f"≥ {threshold:g}", justify="right", no_wrap=True)
     for role in found.scores:
         ranked = found.ranked(role)
         cells = [f"{head} {score:.2f}" for head, score in ranked[:top]]
