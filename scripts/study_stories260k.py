@@ -133,7 +133,7 @@ def table(report: dict) -> str:
     plain = {c["name"]: shakespeare(c) for c in report["checkpoints"]}
     head = [f"behaviour, held-out {text}" for text in AXES.values()]
     lines = [
-        f"| condition | runs | {' | '.join(head)} | causal | identity | Shakespeare, nats |",
+        f"| condition | runs | {' | '.join(head)} | causal, both | identity, both | Shakespeare, nats |",
         "|---|---|" + "---|" * (len(head) + 3),
     ]
     for name in dict.fromkeys(c["name"].split("/")[0] for c in report["checkpoints"]):

@@ -211,9 +211,12 @@ def test_the_reference_of_another_model(command, train, models, tmp_path):
 
 
 def test_wandb_without_a_login(refused, train, monkeypatch, tmp_path):
+    import wandb
+
     monkeypatch.setenv("HOME", str(tmp_path))  # and its .netrc
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     refused("WandbLogger cannot start: .*`wandb login`", *train, "logger=wandb")
+    wandb.teardown()  # its settings outlive a failed start
 
 
 def test_more_devices_than_there_are(refused, train):

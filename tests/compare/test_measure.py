@@ -12,7 +12,10 @@ from circuitkeep.evals import CircuitMeasurement
 PROBE = {"_target_": "circuitkeep.probes.RepeatedTokens", "exclude": [1]}
 
 
-def induction(name="induction", heads=(Head(1, 0), Head(1, 2))):
+HEADS = (Head(1, 0), Head(1, 2))
+
+
+def induction(name="induction", heads=HEADS):
     return Circuit(name, (Role("induction", heads),), PROBE, "accuracy", "test")
 
 

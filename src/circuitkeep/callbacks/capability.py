@@ -59,8 +59,8 @@ class CapabilityEvals(Periodic):
         """Prepare the data once, so that a mistake in it shows before the training starts.
 
         Raises:
-            ValueError: If the LightningModule holds no language model, or several and `model` does not
-                say which, or a data set has no validation rows.
+            ValueError: If the LightningModule holds no language model, or several and `model`
+                does not say which, or a data set has no validation rows.
         """
         if stage != "fit":
             return
