@@ -131,11 +131,9 @@ def circuitkeep(*arguments: str) -> None:
 def table(report: dict) -> str:
     """Markdown: per condition, the mean over its runs with a 95% bootstrap interval."""
     plain = {c["name"]: shakespeare(c) for c in report["checkpoints"]}
-    head = [f"behaviour, held-out {text}" for text in AXES.values()]
-    lines = [
-        f"| condition | runs | {' | '.join(head)} | causal, both | identity, both | Shakespeare, nats |",
-        "|---|---|" + "---|" * (len(head) + 3),
-    ]
+    columns = ["condition", "runs", *(f"behaviour, held-out {text}" for text in AXES.values())]
+    columns += ["causal, both", "identity, both", "Shakespeare, nats"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in dict.fromkeys(c["name"].split("/")[0] for c in report["checkpoints"]):
         chosen = [c for c in report["checkpoints"] if c["name"].split("/")[0] == name]
         cells = [
