@@ -18,10 +18,10 @@ def test_one_line_per_checkpoint_in_100_columns(report):
     lines = printed(report, 100)
     assert lines[0].split("  ")[0] == "checkpoint"
     assert [" ".join(line.split()) for line in lines[2:6]] == [
-        "base induction 100% of 0.95 100% of 3.31 100% of 0.99 4.012 1.204",
-        "unregularized induction 35% [32,38] 2% [-4,8] 2% [0,4] 0.213 -3.799 3.871 +2.667",
-        "patterns-only induction 99% [96,102] 90% [84,96] 13% [11,15] 0.219 -3.793 3.242 +2.038",
-        "regularized induction 97% [94,100] 98% [92,104] 99% [97,101] 0.224 -3.788 1.231 +0.027",
+        "base 100% of 0.95 100% of 3.31 100% of 0.99 4.012 1.204",
+        "unregularized 35% [32,38] 2% [-4,8] 2% [0,4] 0.213 -3.799 3.871 +2.667",
+        "patterns-only 99% [96,102] 90% [84,96] 13% [11,15] 0.219 -3.793 3.242 +2.038",
+        "regularized 97% [94,100] 98% [92,104] 99% [97,101] 0.224 -3.788 1.231 +0.027",
     ]
     assert max(map(len, lines)) <= 100
 
@@ -30,7 +30,7 @@ def test_narrow_terminal_puts_intervals_below_and_loses_nothing(report):
     lines = printed(report, 80)
     assert max(map(len, lines)) <= 80
     (row,) = (i for i, line in enumerate(lines) if line.startswith("regularized"))
-    assert lines[row].split() == ["regularized", "induction", "97%", "98%", "99%", "0.224", "1.231"]
+    assert lines[row].split() == ["regularized", "97%", "98%", "99%", "0.224", "1.231"]
     assert lines[row + 1].split() == ["[94,100]", "[92,104]", "[97,101]", "-3.788", "+0.027"]
 
 

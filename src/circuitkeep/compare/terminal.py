@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 
 from rich import box
@@ -62,18 +63,23 @@ def render_table(report: Report, *, stacked: bool = False) -> Table:
     width = max(10, min(width, 13))
     # Room for an ordinary name on one line, or the table counts as too wide; see `print_report`.
     table.add_column("checkpoint", overflow="fold", min_width=10 if stacked else width)
+    several = len(report.circuits) > 1  # a single one is named in the caption
     # Figures must not wrap: line n of every cell belongs to the same circuit.
-    table.add_column("circuit", no_wrap=True)
+    if several:
+        table.add_column("circuit", no_wrap=True)
+    # Rich would count the longest word of a cell as its least width; it is the longest line.
+    checkpoints = (report.base, *report.checkpoints)
     for kind in KINDS:
-        table.add_column(kind, justify="right", no_wrap=True)
+        width = _widest(_shares(each, report, kind, stacked) for each in checkpoints)
+        table.add_column(kind, justify="right", no_wrap=True, min_width=width)
     for dataset in report.base.capability:
-        width = max(len(cell) for cell in _losses(report, dataset, stacked).split("\n"))
+        width = _widest(_loss(each, report, dataset, stacked) for each in checkpoints)
         table.add_column(Text(dataset), justify="right", overflow="fold", min_width=width)
     end = "\n" if stacked else ""
-    for checkpoint in (report.base, *report.checkpoints):
+    for checkpoint in checkpoints:
         table.add_row(
             Text(checkpoint.name, style="bold"),
-            Text("\n").join(Text(name + end) for name in report.circuits),
+            *([Text("\n").join(Text(name + end) for name in report.circuits)] * several),
             *(_shares(checkpoint, report, kind, stacked) for kind in KINDS),
             *(_loss(checkpoint, report, dataset, stacked) for dataset in report.base.capability),
         )
@@ -93,9 +99,8 @@ def _shares(checkpoint: CheckpointResult, report: Report, kind: str, stacked: bo
     return Text("\n").join(lines)
 
 
-def _losses(report: Report, dataset: str, stacked: bool) -> str:
-    checkpoints = (report.base, *report.checkpoints)
-    return "\n".join(_loss(each, report, dataset, stacked).plain for each in checkpoints)
+def _widest(cells: Iterable[Text]) -> int:
+    return max(len(line) for cell in cells for line in cell.plain.split("\n"))
 
 
 def _loss(checkpoint: CheckpointResult, report: Report, dataset: str, stacked: bool) -> Text:
