@@ -640,3 +640,12 @@ def test_two_processes_train_as_one(tmp_path):
 
 if __name__ == "__main__":
     main()
+
+
+def test_mixed_precision_is_guarded(tmp_path, tiny_model):
+    free, held = Task(tiny_model("llama").train()), Task(tiny_model("llama").train())
+    fit(tmp_path / "free", free, precision="bf16-mixed")
+    fit(tmp_path / "held", held, guard(), precision="bf16-mixed")
+    assert held.losses[0] == free.losses[0]
+    assert not torch.equal(weights_of(held), weights_of(free))
+    assert weights_of(held).isfinite().all()

@@ -301,3 +301,13 @@ def test_dropout_reaches_no_pattern(tiny_model, as_bridge, tokens):
         noisy, _ = run(backend, sites, tokens)
         assert not torch.allclose(noisy.z, quiet.z)
         assert_close(noisy.pattern.sum(-1), torch.ones(3, 8, 12))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("wrap", ["plain", "bridge"])
+def test_attaching_under_autocast(tiny_model, as_bridge, kind, wrap):
+    """Training in mixed precision attaches inside the training step."""
+    model = tiny_model(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        backend = attach(model if wrap == "plain" else as_bridge(model))
+    assert backend.n_heads == 4

@@ -86,7 +86,7 @@ def test_chunks_make_no_difference(tiny_model, uneven, monkeypatch):
     backend = attach(tiny_model("llama"))
     heads = (Head(0, 1), Head(1, 2))
     whole = mean_outputs(backend, heads, uneven), ablation_effect(backend, heads, uneven)
-    monkeypatch.setattr("circuitkeep.causal.ablation.CHUNK", 1)
+    monkeypatch.setattr("circuitkeep.causal.answers.CHUNK", 1)
     parts = mean_outputs(backend, heads, uneven), ablation_effect(backend, heads, uneven)
     for head in heads:
         assert_close(whole[0][head], parts[0][head], atol=1e-6, rtol=1e-6)

@@ -13,12 +13,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from circuitkeep.capture.base import Backend, Captured, Sites, probe_mode
+from circuitkeep.capture.base import Backend, probe_mode
+from circuitkeep.capture.edits import Edit, Edits
 from circuitkeep.capture.find import find_model, is_bridge
+from circuitkeep.capture.sites import Captured, Sites
 
 __all__ = [
     "Backend",
     "Captured",
+    "Edit",
+    "Edits",
     "Sites",
     "attach",
     "capture",

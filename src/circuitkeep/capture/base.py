@@ -1,90 +1,20 @@
-"""What the two capture backends share: sites, what was captured, and the probe mode."""
+"""What the two capture backends share: passes that are recorded, edited, resumed."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from circuitkeep.capture.edits import Edit, Edits, edited
+from circuitkeep.capture.resume import count_extras, entering
+from circuitkeep.capture.sites import Captured, Sites
 from circuitkeep.circuits import Head
-
-
-@dataclass(frozen=True)
-class Sites:
-    """What to capture, and where; nothing else is computed or stored.
-
-    Attributes:
-        pattern: Heads whose post-softmax, dropout-free attention is wanted.
-        z: Heads whose output before W_O is wanted.
-        result: Heads whose write into the residual stream (after W_O, without bias) is wanted.
-        resid: Layers after which the residual stream is wanted.
-        logits: Whether the unembedding must run.
-    """
-
-    pattern: tuple[Head, ...] = ()
-    z: tuple[Head, ...] = ()
-    result: tuple[Head, ...] = ()
-    resid: tuple[int, ...] = ()
-    logits: bool = False
-
-    @property
-    def heads(self) -> tuple[Head, ...]:
-        """Every head that some site asks for."""
-        return tuple(sorted({*self.pattern, *self.z, *self.result}))
-
-    @property
-    def last_layer(self) -> int:
-        """The last layer that must run, if the logits are not asked for."""
-        return max([*(head.layer for head in self.heads), *self.resid], default=-1)
-
-
-@dataclass
-class Captured:
-    """What one forward pass left at the asked sites; empty until it has run.
-
-    Tensors are keyed by head or layer and live in the autograd graph of that forward pass.
-    """
-
-    sites: Sites
-    patterns: dict[Head, Float[Tensor, "batch query key"]] = field(default_factory=dict)
-    zs: dict[Head, Float[Tensor, "batch query d_head"]] = field(default_factory=dict)
-    results: dict[Head, Float[Tensor, "batch query d_model"]] = field(default_factory=dict)
-    resids: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
-    logits: Float[Tensor, "batch pos vocab"] | None = None
-
-    @property
-    def pattern(self) -> Float[Tensor, "batch head query key"]:
-        """Patterns of `Sites.pattern`, in its order."""
-        return self._stack("pattern", self.patterns, self.sites.pattern)
-
-    @property
-    def z(self) -> Float[Tensor, "batch head query d_head"]:
-        """Outputs before W_O of `Sites.z`, in its order."""
-        return self._stack("z", self.zs, self.sites.z)
-
-    @property
-    def result(self) -> Float[Tensor, "batch head query d_model"]:
-        """Writes into the residual stream of `Sites.result`, in its order."""
-        return self._stack("result", self.results, self.sites.result)
-
-    @property
-    def resid(self) -> Float[Tensor, "batch layer pos d_model"]:
-        """Residual stream after `Sites.resid`, in its order."""
-        return self._stack("resid", self.resids, self.sites.resid)
-
-    def _stack(self, name: str, values: Mapping, keys: Sequence) -> Tensor:
-        missing = [key for key in keys if key not in values]
-        if missing or not keys:
-            raise ValueError(
-                f"nothing was captured at {name} of {missing[0] if missing else 'any head'}: "
-                "run the model inside the capture context, and ask for the site"
-            )
-        return torch.stack([values[key] for key in keys], dim=1)
 
 
 class StopForwardError(Exception):
@@ -111,11 +41,18 @@ class Backend(ABC):
         # Stopping a forward pass half-way would leave FSDP's unshard state half-way too.
         self._may_stop = not any(_is_sharded(module) for module in model.modules())
         self._open: list[Captured] = []
+        self._edits: list[Edits] = []
+        self._extras: int | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model's parameters live."""
         return next(self.model.parameters()).device
+
+    @property
+    @abstractmethod
+    def _blocks(self) -> Sequence[nn.Module]:
+        """The modules that map the residual stream before a layer to the one after it."""
 
     @property
     @abstractmethod
@@ -142,13 +79,65 @@ class Backend(ABC):
             ValueError: If a head or layer is outside the model.
         """
 
-    @abstractmethod
-    def ablate(self, values: Mapping[Head, Tensor]) -> AbstractContextManager[None]:
+    @contextmanager
+    def edit(self, edits: Edits) -> Iterator[None]:
+        """Replace what the model computes, in every forward pass; inner contexts come last.
+
+        Raises:
+            ValueError: If a head or layer is outside the model, or the backend cannot edit a site.
+        """
+        self.check_sites(edits.sites)
+        own = replace(edits)  # one object per context, even where contexts share their edits
+        self._edits.append(own)
+        try:
+            yield
+        finally:
+            self._edits = [other for other in self._edits if other is not own]
+
+    def ablate(self, values: Mapping[Head, Edit]) -> AbstractContextManager[None]:
         """Replace the outputs (before W_O) of some heads in every forward pass.
 
         Args:
-            values: Per head, a vector, or anything that broadcasts to ``batch pos d_head``.
+            values: Per head, a vector, or anything that broadcasts to ``batch pos d_head``, or
+                what makes it of the head's own output.
         """
+        return self.edit(Edits(z=values))
+
+    def resume(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "batch pos d_model"],
+        tokens: Int[Tensor, "batch pos"],
+        positions: Int[Tensor, " kept"] | None = None,
+    ) -> Float[Tensor, "batch kept vocab"] | None:
+        """Run the model from `layer` on, as if `hidden` had entered it.
+
+        The layers below are not computed. Masks and positions are made by the model itself, so
+        this works for whatever architecture the backend does.
+
+        Args:
+            layer: The first layer that runs; ``n_layers`` for the unembedding alone.
+            hidden: The residual stream that enters it.
+            tokens: The tokens it came from, right-padded.
+            positions: See `forward`.
+
+        Raises:
+            ValueError: If an open capture asks for a site below `layer`.
+        """
+        if not 0 <= layer <= self.n_layers:
+            raise ValueError(f"layer {layer}: resume at a layer from 0 to {self.n_layers}")
+        for captured in self._open:
+            skipped = [h.layer for h in captured.sites.heads] + [*captured.sites.resid]
+            if min(skipped, default=layer) < layer:
+                raise ValueError(
+                    f"a pass that resumes at layer {layer} cannot capture layer {min(skipped)}"
+                )
+        if self._extras is None:
+            with torch.no_grad():
+                # Past the edits and captures that are open.
+                self._extras = count_extras(self._blocks[0], lambda: self.model(tokens[:1]))
+        with entering(self._blocks, layer, hidden, self._extras):
+            return self.forward(tokens, positions)
 
     @abstractmethod
     def _logits(
@@ -189,10 +178,21 @@ class Backend(ABC):
                     f"L{self.n_layers - 1}H{self.n_heads - 1}"
                 )
         for layer in sites.resid:
-            if not 0 <= layer < self.n_layers:
+            if not -1 <= layer < self.n_layers:
                 raise ValueError(
                     f"layer {layer} is outside the model, which has {self.n_layers} layers"
                 )
+
+    def _stream(
+        self, layer: int, hidden: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after `layer`: edited, and recorded by the open captures."""
+        for edits in self._edits:
+            hidden = edited(hidden, edits.resid.get(layer))
+        for captured in self._open:
+            if layer in captured.sites.resid:
+                captured.resids[layer] = hidden
+        return hidden
 
     def _stop_after(self) -> int:
         """The layer after which the forward pass may end; -1 to run it whole."""

@@ -8,24 +8,23 @@ does is found out once, when the backend is attached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from circuitkeep.capture.base import (
     Backend,
-    Captured,
-    Sites,
     StopForwardError,
     gather_queries,
     probe_mode,
 )
-from circuitkeep.circuits import Head
+from circuitkeep.capture.edits import Edits, edited_heads
+from circuitkeep.capture.sites import Captured, Sites
 
 _Hook = Callable[..., Tensor | None]
 
@@ -41,8 +40,12 @@ class BridgeBackend(Backend):
         self.n_heads = int(model.cfg.n_heads)
         self.d_head = int(model.cfg.d_head)
         self._captures: list[tuple[Captured, Tensor | None]] = []
-        self._ablated: list[Mapping[Head, Tensor]] = []
+        self._pattern_leads_to_z = True
         self._gives_probabilities = self._verify()
+
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.blocks)
 
     @property
     def vocab_size(self) -> int:
@@ -69,16 +72,25 @@ class BridgeBackend(Backend):
             self._open = [c for c in self._open if c is not captured]
             self._captures = [pair for pair in self._captures if pair[0] is not captured]
 
+    def check_sites(self, sites: Sites) -> None:
+        """See `Backend.check_sites`; q, k and v are not captured here."""
+        super().check_sites(sites)
+        if sites.q or sites.k or sites.v:
+            raise ValueError(
+                "q, k and v are captured and edited on Hugging Face models only, not on a "
+                "TransformerBridge; attach to the model itself instead of its bridge"
+            )
+
     @contextmanager
-    def ablate(self, values: Mapping[Head, Tensor]) -> Iterator[None]:
-        """See `Backend.ablate`."""
-        self.check_sites(Sites(z=tuple(values)))
-        own = dict(values)  # one object per context, even where contexts share their values
-        self._ablated.append(own)
-        try:
+    def edit(self, edits: Edits) -> Iterator[None]:
+        """See `Backend.edit`."""
+        if edits.pattern and not self._pattern_leads_to_z:
+            raise ValueError(
+                "this bridge delegates attention to the wrapped model, so an edited pattern would "
+                "have no effect; attach to the Hugging Face model itself instead of its bridge"
+            )
+        with super().edit(edits):
             yield
-        finally:
-            self._ablated = [other for other in self._ablated if other is not own]
 
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
@@ -89,19 +101,29 @@ class BridgeBackend(Backend):
 
     def _hooks(self) -> list[tuple[str, _Hook]]:
         hooks: list[tuple[str, _Hook]] = []
-        heads = {head for captured, _ in self._captures for head in captured.sites.heads}
-        heads |= {head for values in self._ablated for head in values}
-        for layer in sorted({head.layer for head in heads}):
+        asked = [captured.sites for captured, _ in self._captures]
+        asked += [edits.sites for edits in self._edits]
+        for layer in sorted({head.layer for sites in asked for head in sites.heads}):
             prefix = f"blocks.{layer}.attn."
             hooks.append((prefix + "hook_attn_scores", self._pattern_hook(layer)))
+            if any(head.layer == layer for edits in self._edits for head in edits.pattern):
+                hooks.append((prefix + "hook_pattern", self._pattern_edit(layer)))
             hooks.append((prefix + "hook_z", self._output_hook(layer)))
-        resid = {layer for captured, _ in self._captures for layer in captured.sites.resid}
+        resid = {layer for sites in asked for layer in sites.resid}
         stop = self._stop_after()
         for layer in sorted(resid | ({stop} if stop >= 0 else set())):
-            hooks.append(
-                (f"blocks.{layer}.hook_resid_post", self._resid_hook(layer, layer == stop))
-            )
+            name = f"blocks.{layer}.hook_resid_post" if layer >= 0 else "blocks.0.hook_resid_pre"
+            hooks.append((name, self._resid_hook(layer, layer == stop >= 0)))
         return hooks
+
+    def _pattern_edit(self, layer: int) -> _Hook:
+        def hook(pattern: Tensor, hook: Any) -> Tensor:
+            values = pattern.transpose(1, 2)  # heads where z has them
+            for edits in self._edits:
+                values = edited_heads(values, edits.pattern, layer)
+            return values.transpose(1, 2)
+
+        return hook
 
     def _pattern_hook(self, layer: int) -> _Hook:
         def hook(scores: Tensor, hook: Any) -> None:
@@ -120,20 +142,11 @@ class BridgeBackend(Backend):
         def hook(z: Tensor, hook: Any) -> Tensor | None:
             shape = z.shape
             z = z.view(*shape[:2], self.n_heads, self.d_head)
-            replaced = {
-                head: value
-                for values in self._ablated
-                for head, value in values.items()
-                if head.layer == layer
-            }
-            if replaced:
-                columns = list(z.unbind(2))
-                for head, value in replaced.items():
-                    columns[head.index] = value.to(z).expand_as(columns[head.index])
-                z = torch.stack(columns, dim=2)
+            for edits in self._edits:
+                z = edited_heads(z, edits.z, layer)
             for captured, queries in self._captures:
                 self._record(layer, z, captured, queries)
-            return z.view(shape) if replaced else None
+            return z.reshape(shape)
 
         return hook
 
@@ -152,12 +165,11 @@ class BridgeBackend(Backend):
                 captured.results[head] = value @ w_o
 
     def _resid_hook(self, layer: int, stop: bool) -> _Hook:
-        def hook(resid: Tensor, hook: Any) -> None:
-            for captured, _ in self._captures:
-                if layer in captured.sites.resid:
-                    captured.resids[layer] = resid
+        def hook(resid: Tensor, hook: Any) -> Tensor:
+            resid = self._stream(layer, resid)
             if stop:
                 raise StopForwardError
+            return resid
 
         return hook
 
@@ -174,7 +186,8 @@ class BridgeBackend(Backend):
         names = [f"blocks.0.attn.{name}" for name in ("hook_attn_scores", "hook_pattern", "hook_z")]
         tokens = torch.tensor([[0, 1, 0]], device=self.device)
         hooks = self.model.hooks(fwd_hooks=[(name, keep(name)) for name in names])
-        with torch.no_grad(), probe_mode(self.model), hooks:
+        full = torch.autocast(self.device.type, enabled=False)  # as HFBackend does
+        with torch.no_grad(), probe_mode(self.model), hooks, full:
             self.model(tokens)
         missing = [name for name in names if name not in seen]
         if missing:
@@ -182,6 +195,7 @@ class BridgeBackend(Backend):
                 f"the bridge's {missing[0]} never fires, so no pattern can be captured; boot the "
                 "bridge with eager attention (its default)"
             )
+        self._pattern_leads_to_z = list(seen).index(names[1]) < list(seen).index(names[2])
         scores, pattern, _ = (seen[name].float() for name in names)
         for gives_probabilities, value in ((True, scores), (False, scores.softmax(-1))):
             if torch.allclose(value, pattern, atol=1e-3):

@@ -8,7 +8,7 @@ computes ``softmax(q k)`` only for the asked heads and queries. It is in place o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -20,8 +20,6 @@ from transformers import PreTrainedModel
 
 from circuitkeep.capture.base import (
     Backend,
-    Captured,
-    Sites,
     StopForwardError,
     gather_queries,
     probe_mode,
@@ -33,7 +31,10 @@ from circuitkeep.capture.interface import (
     Call,
     Listener,
     attention_pattern,
+    edited_output,
 )
+from circuitkeep.capture.resume import stream, with_stream
+from circuitkeep.capture.sites import Captured, Sites
 from circuitkeep.circuits import Head
 
 _OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
@@ -61,9 +62,12 @@ class HFBackend(Backend):
         self.n_heads = calls[0].query.shape[1]
         self.d_head = calls[0].value.shape[-1]
         self._layers = [_enclosing_layer(model, module) for module in self._attentions]
-        self._ablated: list[Mapping[Head, Tensor]] = []
         self._queries: dict[int, Tensor | None] = {}
         self._indices: dict[tuple[Head, ...], Tensor] = {}
+
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        return self._layers
 
     @property
     def vocab_size(self) -> int:
@@ -90,17 +94,6 @@ class HFBackend(Backend):
             self._open = [other for other in self._open if other is not captured]
             del self._queries[id(captured)]
 
-    @contextmanager
-    def ablate(self, values: Mapping[Head, Tensor]) -> Iterator[None]:
-        """See `Backend.ablate`."""
-        self.check_sites(Sites(z=tuple(values)))
-        own = dict(values)  # one object per context, even where contexts share their values
-        self._ablated.append(own)
-        try:
-            yield
-        finally:
-            self._ablated = [other for other in self._ablated if other is not own]
-
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
     ) -> Float[Tensor, "batch kept vocab"]:
@@ -113,14 +106,18 @@ class HFBackend(Backend):
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        layers = {head.layer for values in self._ablated for head in values}
-        layers |= {head.layer for captured in self._open for head in captured.sites.heads}
-        resid = {layer for captured in self._open for layer in captured.sites.resid}
+        asked = [captured.sites for captured in self._open]
+        asked += [edits.sites for edits in self._edits]
+        layers = {head.layer for sites in asked for head in sites.heads}
+        resid = {layer for sites in asked for layer in sites.resid}
         stop = self._stop_after()
         handles = [
             self._layers[layer].register_forward_hook(self._layer_hook(layer, layer == stop))
-            for layer in resid | ({stop} if stop >= 0 else set())
+            for layer in (resid - {-1}) | ({stop} if stop >= 0 else set())
         ]
+        if -1 in resid:
+            first = self._layers[0]
+            handles.append(first.register_forward_pre_hook(self._entry_hook, with_kwargs=True))
         for layer in layers:
             LISTENERS[self._attentions[layer]] = self._listener(layer)
         try:
@@ -146,8 +143,7 @@ class HFBackend(Backend):
 
     def _listener(self, layer: int) -> Listener:
         def listen(call: Call, output: Tensor) -> Tensor:
-            for values in self._ablated:
-                output = _replaced(output, {h: v for h, v in values.items() if h.layer == layer})
+            output = edited_output(call, output, self._edits, layer)
             for captured in self._open:
                 self._record(layer, call, output, captured)
             return output
@@ -161,6 +157,11 @@ class HFBackend(Backend):
         if heads:
             pattern = attention_pattern(call, self._index(heads), queries)
             captured.patterns.update(zip(heads, pattern.unbind(1), strict=True))
+        for name, values in (("q", call.query), ("k", call.key), ("v", call.value)):
+            group = self.n_heads // values.shape[1]
+            for head in getattr(sites, name):
+                if head.layer == layer:
+                    getattr(captured, name + "s")[head] = values[:, head.index // group]
         heads = tuple(head for head in sites.z if head.layer == layer)
         if heads:
             z = gather_queries(output.transpose(1, 2)[:, self._index(heads)], queries)
@@ -183,16 +184,17 @@ class HFBackend(Backend):
         alone = torch.einsum("bhqd,hn->bhqnd", z, spread).flatten(3)
         return project(alone) - project(torch.zeros_like(alone[:1, :1, :1]))
 
-    def _layer_hook(self, layer: int, stop: bool) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
-            hidden = output if isinstance(output, Tensor) else output[0]
-            for captured in self._open:
-                if layer in captured.sites.resid:
-                    captured.resids[layer] = hidden
+    def _layer_hook(self, layer: int, stop: bool) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            hidden = self._stream(layer, output if isinstance(output, Tensor) else output[0])
             if stop:
                 raise StopForwardError
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
         return hook
+
+    def _entry_hook(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return with_stream(args, kwargs, self._stream(-1, stream(args, kwargs)))
 
     def _index(self, heads: tuple[Head, ...]) -> Int[Tensor, " head"]:
         if heads not in self._indices:
@@ -219,9 +221,11 @@ class HFBackend(Backend):
 
         name = type(self.model).__name__
         tokens = torch.tensor([[0, 1, 0]], device=self.device)
+        # Mixed precision would compute some of what is compared here in half, some in full.
+        full = torch.autocast(self.device.type, enabled=False)
         DISCOVERY.append(listen)
         try:
-            with torch.no_grad(), probe_mode(self.model), self._implementation():
+            with torch.no_grad(), probe_mode(self.model), self._implementation(), full:
                 self.model(input_ids=tokens, use_cache=False)
         finally:
             DISCOVERY.pop()
@@ -249,15 +253,6 @@ def _base_attention(model: PreTrainedModel) -> str:
     softcap = getattr(config, "attn_logit_softcapping", None) is not None
     # A flash or flex kernel in training: the probe's own forward pass runs on sdpa.
     return "eager" if config._attn_implementation in ("eager", None) or softcap else "sdpa"
-
-
-def _replaced(output: Float[Tensor, "batch pos head d"], values: Mapping[Head, Tensor]) -> Tensor:
-    if not values:
-        return output
-    heads = list(output.unbind(2))
-    for head, value in values.items():
-        heads[head.index] = value.to(output).expand_as(heads[head.index])
-    return torch.stack(heads, dim=2)
 
 
 def _out_projection(module: nn.Module) -> nn.Module:

@@ -7,8 +7,8 @@ calling module, and is registered once, when this module is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from circuitkeep.capture.base import gather_queries
+from circuitkeep.capture.edits import Edit, Edits, edited, edited_heads
+from circuitkeep.circuits import Head
 
 PREFIX = "circuitkeep_"
 
@@ -99,3 +101,37 @@ def attention_pattern(
         else:
             scores = scores + mask
         return scores.softmax(-1)
+
+
+def edited_output(
+    call: Call, output: Float[Tensor, "batch pos head d"], edits: Sequence[Edits], layer: int
+) -> Float[Tensor, "batch pos head d"]:
+    """The outputs of a layer's heads after `edits`, in their order."""
+    for each in edits:
+        inputs = {*each.q, *each.k, *each.v, *each.pattern}
+        again = {h: _attend_alone(call, h, each) for h in inputs if h.layer == layer}
+        output = edited_heads(edited_heads(output, again, layer), each.z, layer)
+    return output
+
+
+def _attend_alone(call: Call, head: Head, edits: Edits) -> Float[Tensor, "batch pos d"]:
+    """The output of one head, of its edited inputs or pattern."""
+    n_heads = call.query.shape[1]
+
+    def own(values: Tensor, edit: Edit | None) -> Tensor:
+        group = n_heads // values.shape[1]
+        return edited(values[:, head.index // group], edit)[:, None]
+
+    mask = call.mask
+    if mask is not None and mask.shape[1] == n_heads:
+        mask = mask[:, head.index, None]
+    alone = replace(
+        call,
+        query=own(call.query, edits.q.get(head)),
+        key=own(call.key, edits.k.get(head)),
+        value=own(call.value, edits.v.get(head)),
+        mask=mask,
+    )
+    first = torch.zeros(1, dtype=torch.long, device=call.query.device)
+    pattern = edited(attention_pattern(alone, first, None)[:, 0], edits.pattern.get(head))
+    return pattern @ alone.value[:, 0].to(pattern.dtype)

@@ -1,5 +1,29 @@
-"""What heads are good for: ablation of the named heads, jointly."""
+"""What heads are good for: ablation, patching, attribution, faithfulness."""
 
-from circuitkeep.causal.ablation import ablation_effect, mean_outputs
+from circuitkeep.causal.ablation import Ablation, ablate_each, ablation_effect, mean_outputs
+from circuitkeep.causal.attribution import DirectAttribution, direct_attribution, logit_lens
+from circuitkeep.causal.faithfulness import Knockouts, Removal, SizeCurve
+from circuitkeep.causal.gradients import AttributionPatched, attribution_patch
+from circuitkeep.causal.pairs import Patched
+from circuitkeep.causal.patching import patch, patch_each_head, patch_each_residual
+from circuitkeep.causal.paths import path_patch
 
-__all__ = ["ablation_effect", "mean_outputs"]
+__all__ = [
+    "Ablation",
+    "AttributionPatched",
+    "DirectAttribution",
+    "Knockouts",
+    "Patched",
+    "Removal",
+    "SizeCurve",
+    "ablate_each",
+    "ablation_effect",
+    "attribution_patch",
+    "direct_attribution",
+    "logit_lens",
+    "mean_outputs",
+    "patch",
+    "patch_each_head",
+    "patch_each_residual",
+    "path_patch",
+]

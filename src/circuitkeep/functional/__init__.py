@@ -11,6 +11,14 @@ from circuitkeep.functional.divergences import (
     pattern_squared_error,
     relative_squared_error,
 )
+from circuitkeep.functional.inference import (
+    holm,
+    matched_heads,
+    matched_null_p,
+    mean_interval,
+    random_null_p,
+    student_tail,
+)
 from circuitkeep.functional.scores import head_score, head_score_per_row, target_attention
 from circuitkeep.functional.statistics import mean_ratio_interval
 
@@ -18,6 +26,10 @@ __all__ = [
     "cosine_distance",
     "head_score",
     "head_score_per_row",
+    "holm",
+    "matched_heads",
+    "matched_null_p",
+    "mean_interval",
     "mean_over_answers",
     "mean_over_queries",
     "mean_over_rows",
@@ -26,6 +38,8 @@ __all__ = [
     "pattern_js",
     "pattern_kl",
     "pattern_squared_error",
+    "random_null_p",
     "relative_squared_error",
+    "student_tail",
     "target_attention",
 ]
