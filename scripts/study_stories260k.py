@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from circuitkeep.circuits import Circuit, Head, Role, save_circuit
-from circuitkeep.cli.compare import find_circuit
+from circuitkeep.cli.settings import find_circuit
 
 SEEDS = (0, 1, 2)
 EXPERIMENT = "experiment=stories260k"

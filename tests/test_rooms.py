@@ -18,7 +18,7 @@ RANKS = {
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
     **dict.fromkeys(["probing", "reference", "causal"], 2),
     "evals": 3,
-    **dict.fromkeys(["scan", "compare", "tasks"], 4),
+    **dict.fromkeys(["scan", "certainty", "compare", "tasks"], 4),
     **dict.fromkeys(["callbacks", "integrations"], 5),
     **dict.fromkeys(["pytest_plugin", "cli"], 6),
     "__main__": 7,

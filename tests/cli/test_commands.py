@@ -240,3 +240,40 @@ def test_lightning_can_start_the_command_again(command, models, monkeypatch):
 )
 def test_names_of_checkpoints(paths, names):
     assert list(named(paths)) == names
+
+
+def test_scan_says_how_sure_it_is_and_what_ablation_costs(command, models, tmp_path):
+    code, stdout, _ = command(
+        *("scan", f"model.path={models / 'tiny'}", "twins=4", "causal=true", "rows=12"),
+        *("roles=[induction]", "threshold=0.5", "output=scanned"),
+    )
+    assert code == 0
+    content = json.loads((tmp_path / "scanned/scan.json").read_text())
+    heads = {
+        f"L{layer}H{i}"
+        for layer, row in enumerate(content["scores"]["induction"])
+        for i in range(len(row))
+    }
+    assert set(content["ablation_nats"]) == heads
+    assert {finding["head"] for finding in content["findings"]} == heads
+    assert not any(finding["reported"] for finding in content["findings"])  # it is untrained
+    assert "none" in stdout
+    assert "best L" in stdout
+
+
+def test_no_head_is_saved_that_chance_would_give(command, models, tmp_path):
+    code, _, stderr = command(
+        *("scan", f"model.path={models / 'tiny'}", "twins=4", "rows=12", "roles=[induction]"),
+        *("threshold=0.01", "save=found.yaml", "output=scanned"),
+    )
+    assert code == 2
+    assert "no head holds against both nulls" in stderr
+    assert not (tmp_path / "found.yaml").exists()
+
+
+def test_scan_against_a_circuit_lists_its_heads(command, models, circuit_file, tmp_path):
+    arguments = f"model.path={models / 'tiny'}", f"against={circuit_file()}", "rows=8"
+    code, stdout, _ = command("scan", *arguments, "output=scanned")
+    assert code == 0
+    assert "not tested" in stdout
+    assert " of " in stdout

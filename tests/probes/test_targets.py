@@ -7,7 +7,17 @@ from circuitkeep.probes import (
     induction_target,
     previous_token_target,
 )
-from circuitkeep.probes.targets import TEXT_LABELS, text_targets
+from circuitkeep.probes.targets import (
+    TEXT_LABELS,
+    first_token_target,
+    last_token_target,
+    local_target,
+    offset_target,
+    rare_token_target,
+    shifted_target,
+    structural_target,
+    text_targets,
+)
 
 
 def pairs(target):
@@ -73,3 +83,64 @@ def test_against_naive_loops(offset):
                 if q + 1 < 11 and mask[b, q + 1] and tokens[b, k] == tokens[b, q + 1]:
                     expected["copy"].add((b, q, k))
     assert {role: pairs(target) for role, target in found.items()} == expected
+
+
+def test_offset_and_last_token_by_hand(row):
+    mask = row[1]
+    assert pairs(offset_target(mask, 2)) == {(0, 3, 1), (0, 4, 2)}
+    assert pairs(last_token_target(mask)) == {(0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4)}
+    with pytest.raises(ValueError, match="must not look ahead, got offset -1"):
+        offset_target(mask, -1)
+
+
+def test_only_queries_with_a_choice_have_a_local_target(row):
+    # Of keys 1 to 3, two are near query 3 and one is not; query 4 has two of each.
+    assert pairs(local_target(row[1], 2)) == {(0, 4, 3), (0, 4, 4)}
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        local_target(row[1], 0)
+
+
+def test_the_first_token_is_the_only_target_outside_the_mask(row):
+    assert pairs(first_token_target(row[1])) == {(0, 1, 0), (0, 2, 0), (0, 3, 0), (0, 4, 0)}
+    everything = torch.ones(1, 3, dtype=torch.bool)
+    assert pairs(first_token_target(everything)) == {(0, 1, 0), (0, 2, 0)}, "never itself"
+
+
+def test_structural_by_hand(row):
+    assert pairs(structural_target(*row, torch.tensor([6, 9]))) == {(0, 3, 2), (0, 4, 2)}
+    assert pairs(structural_target(*row, torch.tensor([0]))) == set(), "BOS does not count"
+
+
+def test_rare_tokens_by_hand():
+    tokens = torch.tensor([[0, 1, 2, 1, 3, 1]])
+    mask = torch.tensor([[False, True, True, True, True, True]])
+    surprisal = torch.tensor([9.0, 1.0, 5.0, 7.0])
+    # Half of two, three and four earlier keys is one, one and two of them, the rarest first.
+    expected = {(0, 3, 2), (0, 4, 2), (0, 5, 4), (0, 5, 2)}
+    assert pairs(rare_token_target(tokens, mask, surprisal, 0.5)) == expected
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\), got 1"):
+        rare_token_target(tokens, mask, surprisal, 1.0)
+
+
+def test_rare_tokens_by_a_naive_loop():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 9, (5, 24), generator=generator)
+    mask = torch.rand(5, 24, generator=generator) < 0.8
+    surprisal = torch.rand(9, generator=generator)
+    expected = set()
+    for b in range(5):
+        for q in range(24):
+            earlier = [k for k in range(q) if mask[b, k]]
+            if mask[b, q]:
+                rarest = sorted(earlier, key=lambda k, b=b: (-surprisal[tokens[b, k]].item(), k))
+                expected |= {(b, q, k) for k in rarest[: int(len(earlier) * 0.2 + 1e-6)]}
+    assert pairs(rare_token_target(tokens, mask, surprisal, 0.2)) == expected
+
+
+def test_a_shift_moves_the_induction_target(row):
+    near = induction_target(*row)
+    assert torch.equal(shifted_target(near, row[1], 0), near)
+    assert torch.equal(shifted_target(near, row[1], 1), induction_target(*row, offset=2))
+    assert pairs(shifted_target(near, row[1], 7)) == set()
+    with pytest.raises(ValueError, match="towards later keys, got by=-1"):
+        shifted_target(near, row[1], -1)

@@ -64,10 +64,10 @@ class Backend(ABC):
     def context_length(self) -> int:
         """The longest prompt the model was made for."""
 
-    @abstractmethod
+    @contextmanager
     def capture(
         self, sites: Sites, queries: Int[Tensor, "batch query"] | None = None
-    ) -> AbstractContextManager[Captured]:
+    ) -> Iterator[Captured]:
         """Record `sites` of each forward pass; the latest stays.
 
         Args:
@@ -78,6 +78,13 @@ class Backend(ABC):
         Raises:
             ValueError: If a head or layer is outside the model.
         """
+        self.check_sites(sites)
+        captured = Captured(sites, queries)
+        self._open.append(captured)
+        try:
+            yield captured
+        finally:
+            self._open = [other for other in self._open if other is not captured]
 
     @contextmanager
     def edit(self, edits: Edits) -> Iterator[None]:

@@ -39,7 +39,6 @@ class BridgeBackend(Backend):
         self.n_layers = int(model.cfg.n_layers)
         self.n_heads = int(model.cfg.n_heads)
         self.d_head = int(model.cfg.d_head)
-        self._captures: list[tuple[Captured, Tensor | None]] = []
         self._pattern_leads_to_z = True
         self._gives_probabilities = self._verify()
 
@@ -56,21 +55,6 @@ class BridgeBackend(Backend):
     def context_length(self) -> int:
         """``n_ctx`` of the bridge's config."""
         return int(self.model.cfg.n_ctx)
-
-    @contextmanager
-    def capture(
-        self, sites: Sites, queries: Int[Tensor, "batch query"] | None = None
-    ) -> Iterator[Captured]:
-        """See `Backend.capture`."""
-        self.check_sites(sites)
-        captured = Captured(sites)
-        self._open.append(captured)
-        self._captures.append((captured, queries))
-        try:
-            yield captured
-        finally:
-            self._open = [c for c in self._open if c is not captured]
-            self._captures = [pair for pair in self._captures if pair[0] is not captured]
 
     def check_sites(self, sites: Sites) -> None:
         """See `Backend.check_sites`; q, k and v are not captured here."""
@@ -101,7 +85,7 @@ class BridgeBackend(Backend):
 
     def _hooks(self) -> list[tuple[str, _Hook]]:
         hooks: list[tuple[str, _Hook]] = []
-        asked = [captured.sites for captured, _ in self._captures]
+        asked = [captured.sites for captured in self._open]
         asked += [edits.sites for edits in self._edits]
         for layer in sorted({head.layer for sites in asked for head in sites.heads}):
             prefix = f"blocks.{layer}.attn."
@@ -127,11 +111,11 @@ class BridgeBackend(Backend):
 
     def _pattern_hook(self, layer: int) -> _Hook:
         def hook(scores: Tensor, hook: Any) -> None:
-            for captured, queries in self._captures:
+            for captured in self._open:
                 heads = [head for head in captured.sites.pattern if head.layer == layer]
                 if not heads:
                     continue
-                chosen = gather_queries(scores[:, [head.index for head in heads]], queries)
+                chosen = gather_queries(scores[:, [head.index for head in heads]], captured.queries)
                 chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
                 pattern = chosen if self._gives_probabilities else chosen.softmax(-1)
                 captured.patterns.update(zip(heads, pattern.unbind(1), strict=True))
@@ -144,19 +128,19 @@ class BridgeBackend(Backend):
             z = z.view(*shape[:2], self.n_heads, self.d_head)
             for edits in self._edits:
                 z = edited_heads(z, edits.z, layer)
-            for captured, queries in self._captures:
-                self._record(layer, z, captured, queries)
+            for captured in self._open:
+                self._record(layer, z, captured)
             return z.reshape(shape)
 
         return hook
 
-    def _record(self, layer: int, z: Tensor, captured: Captured, queries: Tensor | None) -> None:
+    def _record(self, layer: int, z: Tensor, captured: Captured) -> None:
         heads = sorted({*captured.sites.z, *captured.sites.result})
         heads = [head for head in heads if head.layer == layer]
         if not heads:
             return
         indices = [head.index for head in heads]
-        chosen = gather_queries(z.transpose(1, 2)[:, indices], queries)
+        chosen = gather_queries(z.transpose(1, 2)[:, indices], captured.queries)
         for head, value in zip(heads, chosen.unbind(1), strict=True):
             if head in captured.sites.z:
                 captured.zs[head] = value

@@ -34,7 +34,7 @@ from circuitkeep.capture.interface import (
     edited_output,
 )
 from circuitkeep.capture.resume import stream, with_stream
-from circuitkeep.capture.sites import Captured, Sites
+from circuitkeep.capture.sites import Captured
 from circuitkeep.circuits import Head
 
 _OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
@@ -62,7 +62,6 @@ class HFBackend(Backend):
         self.n_heads = calls[0].query.shape[1]
         self.d_head = calls[0].value.shape[-1]
         self._layers = [_enclosing_layer(model, module) for module in self._attentions]
-        self._queries: dict[int, Tensor | None] = {}
         self._indices: dict[tuple[Head, ...], Tensor] = {}
 
     @property
@@ -78,21 +77,6 @@ class HFBackend(Backend):
     def context_length(self) -> int:
         """``max_position_embeddings`` of the config."""
         return self.model.config.get_text_config().max_position_embeddings
-
-    @contextmanager
-    def capture(
-        self, sites: Sites, queries: Int[Tensor, "batch query"] | None = None
-    ) -> Iterator[Captured]:
-        """See `Backend.capture`."""
-        self.check_sites(sites)
-        captured = Captured(sites)
-        self._open.append(captured)
-        self._queries[id(captured)] = queries
-        try:
-            yield captured
-        finally:
-            self._open = [other for other in self._open if other is not captured]
-            del self._queries[id(captured)]
 
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
@@ -151,8 +135,7 @@ class HFBackend(Backend):
         return listen
 
     def _record(self, layer: int, call: Call, output: Tensor, captured: Captured) -> None:
-        queries = self._queries[id(captured)]
-        sites = captured.sites
+        sites, queries = captured.sites, captured.queries
         heads = tuple(head for head in sites.pattern if head.layer == layer)
         if heads:
             pattern = attention_pattern(call, self._index(heads), queries)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitkeep.circuits import Head
@@ -56,6 +56,7 @@ class Captured:
     """
 
     sites: Sites
+    queries: Int[Tensor, "batch query"] | None = None
     patterns: dict[Head, Float[Tensor, "batch query key"]] = field(default_factory=dict)
     zs: dict[Head, Float[Tensor, "batch query d_head"]] = field(default_factory=dict)
     results: dict[Head, Float[Tensor, "batch query d_model"]] = field(default_factory=dict)

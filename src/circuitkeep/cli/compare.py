@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from circuitkeep.capture.models import has_tokenizer, load_tokenizer
-from circuitkeep.circuits import Circuit, did_you_mean, load_circuit
-from circuitkeep.cli.application import config_directory
-from circuitkeep.cli.settings import evaluation_data
+from circuitkeep.cli.settings import evaluation_data, find_circuit
 from circuitkeep.compare.measure import compare
 from circuitkeep.compare.terminal import print_report
 from circuitkeep.compare.write import write_report
@@ -49,19 +46,6 @@ def run(config: DictConfig) -> None:
     print_report(report)
     for path in write_report(report, config.output):
         print(path)
-
-
-def find_circuit(name: str) -> Circuit:
-    """A circuit file, or one that ships with circuitkeep by its name."""
-    folder = config_directory() / "circuit"
-    shipped = [path.stem for path in folder.glob("*.yaml") if path.stem not in ("file", "none")]
-    if name in shipped:
-        return load_circuit(folder / f"{name}.yaml")
-    if not Path(name).suffix and not os.path.exists(name):
-        raise ValueError(
-            f"no circuit called {name!r} ships with circuitkeep" + did_you_mean(name, shipped)
-        )
-    return load_circuit(name)
 
 
 def named(checkpoints: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from circuitkeep.circuits import Circuit, load_circuit, parse_circuit
+from circuitkeep.circuits import Circuit, did_you_mean, load_circuit, parse_circuit
+from circuitkeep.cli.application import config_directory
 from circuitkeep.cli.mistakes import check_arguments
 from circuitkeep.tasks import TextData
+
+
+def find_circuit(name: str) -> Circuit:
+    """A circuit file, or one that ships with circuitkeep by its name."""
+    folder = config_directory() / "circuit"
+    shipped = [path.stem for path in folder.glob("*.yaml") if path.stem not in ("file", "none")]
+    if name in shipped:
+        return load_circuit(folder / f"{name}.yaml")
+    if not Path(name).suffix and not os.path.exists(name):
+        raise ValueError(
+            f"no circuit called {name!r} ships with circuitkeep" + did_you_mean(name, shipped)
+        )
+    return load_circuit(name)
 
 
 def construct(config: Mapping[str, Any], **given: Any) -> Any:

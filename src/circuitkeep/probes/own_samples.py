@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuitkeep.circuits import did_you_mean
 from circuitkeep.probes.base import Probe, ProbeBatch, ProbeContext, Split
+from circuitkeep.probes.labels import OF_TEXT, POSITIONAL, check_labels, more_targets
 from circuitkeep.probes.rows import (
     accepted_rows,
     check_request,
@@ -40,6 +41,9 @@ class OwnSamples(Probe):
         aliases: Names for labels: ``{name-mover: copy}`` labels the role name-mover by copy.
         answers: "repeats" asks where the next token stood before, "all" everywhere.
         max_answers: At most this many per row, drawn at random.
+        more_labels: Further labels, of `circuitkeep.probes.labels`: first-token, last-token,
+            offset-3, local-8 ..., structural (punctuation and separators), rare-token (by the
+            unigram counts of the batch's own rows). What is not asked for is not computed.
     """
 
     length: int = 128
@@ -48,8 +52,11 @@ class OwnSamples(Probe):
     aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     answers: str = "repeats"
     max_answers: int | None = None
+    more_labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        more = check_labels("OwnSamples", self.more_labels, (*POSITIONAL, *OF_TEXT))
+        object.__setattr__(self, "more_labels", more)
         if self.length < 2:
             raise ValueError(f"OwnSamples: length must be at least 2, got {self.length}")
         if self.answers not in ("repeats", "all"):
@@ -58,7 +65,7 @@ class OwnSamples(Probe):
             )
         if self.max_answers is not None and self.max_answers < 1:
             raise ValueError(f"OwnSamples: max_answers must be positive, got {self.max_answers}")
-        known = (*TEXT_LABELS, "copy")
+        known = (*TEXT_LABELS, "copy", *self.more_labels)
         for role, label in self.aliases.items():
             if label not in known:
                 raise ValueError(
@@ -69,8 +76,8 @@ class OwnSamples(Probe):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Previous-token, duplicate-token, induction, copy, and the aliases."""
-        return tuple(dict.fromkeys((*TEXT_LABELS, "copy", *self.aliases)))
+        """Previous-token, duplicate-token, induction, copy, `more_labels`, and the aliases."""
+        return tuple(dict.fromkeys((*TEXT_LABELS, "copy", *self.more_labels, *self.aliases)))
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -107,6 +114,7 @@ class OwnSamples(Probe):
         content = content_mask(tokens, mask, context)
         copy = copy_target(tokens, content)
         targets = {**text_targets(tokens, content), "copy": copy}
+        targets |= more_targets(self.more_labels, tokens, mask, context)
         targets |= {role: targets[label] for role, label in self.aliases.items()}
         if self.answers == "repeats":
             asked = copy.any(dim=-1)

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitkeep.probes.base import Probe, ProbeBatch, ProbeContext, Split
+from circuitkeep.probes.labels import POSITIONAL, check_labels, more_targets
 from circuitkeep.probes.rows import (
     accepted_rows,
     check_request,
@@ -39,6 +40,8 @@ class RepeatedTokens(Probe):
         vocabulary: "shared", or "split" to divide the tokens themselves between the splits too.
         offset: Where the induction target lies behind the repeat.
         exclude: Tokens that are never drawn, beside the special ones (separators, markers).
+        more_labels: Further labels, of `circuitkeep.probes.labels.POSITIONAL`: first-token,
+            last-token, offset-3, local-8 ... What is not asked for is not computed.
     """
 
     length: int = 32
@@ -49,9 +52,12 @@ class RepeatedTokens(Probe):
     vocabulary: str = "shared"
     offset: int = 1
     exclude: Sequence[int] = ()
+    more_labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        more = check_labels("RepeatedTokens", self.more_labels, POSITIONAL)
+        object.__setattr__(self, "more_labels", more)
         for name, least in (("segment", 2), ("prefix", 0), ("held_out_segment", 2)):
             bounds = getattr(self, name)
             if bounds is None:
@@ -72,8 +78,8 @@ class RepeatedTokens(Probe):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Previous-token, duplicate-token, induction."""
-        return TEXT_LABELS
+        """Previous-token, duplicate-token, induction, and `more_labels`."""
+        return (*TEXT_LABELS, *self.more_labels)
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -131,10 +137,11 @@ class RepeatedTokens(Probe):
         row, position = asked.nonzero(as_tuple=True)
         answer = tokens[row, position + 1]
         corrupted = torch.cat([start, torch.where(positions < prefix, body, others)], dim=1)
+        targets = text_targets(tokens, content_mask(tokens, mask, context), self.offset)
         return ProbeBatch(
             tokens=tokens,
             mask=mask,
-            targets=text_targets(tokens, content_mask(tokens, mask, context), self.offset),
+            targets=targets | more_targets(self.more_labels, tokens, mask, context),
             answer_row=row,
             answer_position=position,
             answer=answer,
