@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -202,7 +203,8 @@ class Reference:
             for item in fields(part):
                 if isinstance(value := getattr(part, item.name), Tensor):
                     tensors[f"{prefix}.{item.name}"] = value.contiguous().cpu()
-        header = {"format": _FORMAT, **asdict(self.fingerprint)}
+        versions = {name: version(name) for name in ("circuitkeep", "torch", "transformers")}
+        header = {"format": _FORMAT, "versions": versions, **asdict(self.fingerprint)}
         with replacing(path) as temporary:
             try:
                 save_file(tensors, temporary, metadata={"circuitkeep": json.dumps(header)})
