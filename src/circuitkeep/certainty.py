@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitkeep.capture import Backend
-from circuitkeep.circuits import Head, did_you_mean
+from circuitkeep.circuits import Head
 from circuitkeep.evals.circuit import score_heads
 from circuitkeep.functional import (
     holm,
@@ -46,7 +46,7 @@ from circuitkeep.functional import (
 )
 from circuitkeep.probes import Probe, ProbeBatch
 from circuitkeep.probes.targets import shifted_target
-from circuitkeep.probing import probe_context
+from circuitkeep.probing import probe_context, roles_of
 
 OFFSETS: Mapping[str, Sequence[int]] = {"induction": range(1, 9)}
 """Roles whose targets are tried at several offsets, and which; the first is the probe's own."""
@@ -116,13 +116,7 @@ def certify(
         ValueError: For fewer than 3 seeds or 2 twins, a level outside (0, 1), a role that the
             probe does not label or that has no target in the rows of a seed.
     """
-    wanted = list(probe.labels if roles is None else roles)
-    for role in wanted:
-        if role not in probe.labels:
-            raise ValueError(
-                f"{type(probe).__name__} does not label the role {role!r}"
-                + did_you_mean(role, probe.labels)
-            )
+    wanted = roles_of(probe, roles)
     if len(set(seeds)) < 3:
         raise ValueError(f"a finding is replicated over at least 3 seeds, got {list(seeds)}")
     if twins < 2:

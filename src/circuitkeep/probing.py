@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Int
@@ -64,3 +65,19 @@ def probe_rows(
             )
     circuit.check_labels(probe.labels)
     return probe.batch(probe_context(backend, tokenizer), split, rows, seed)
+
+
+def roles_of(probe: Probe, roles: Sequence[str] | None) -> list[str]:
+    """The roles asked for; all that the probe labels, if None.
+
+    Raises:
+        ValueError: If the probe does not label one, naming the nearest.
+    """
+    wanted = list(probe.labels if roles is None else roles)
+    for role in wanted:
+        if role not in probe.labels:
+            raise ValueError(
+                f"{type(probe).__name__} does not label the role {role!r}"
+                + did_you_mean(role, probe.labels)
+            )
+    return wanted

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitkeep.capture import Backend
-from circuitkeep.circuits import Circuit, Head, Role, did_you_mean
+from circuitkeep.circuits import Circuit, Head, Role
 from circuitkeep.evals.circuit import score_heads
 from circuitkeep.probes import Probe
-from circuitkeep.probing import probe_context
+from circuitkeep.probing import probe_context, roles_of
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,7 @@ def scan(
     Raises:
         ValueError: If the probe does not label a role, or its prompts do not fit the model.
     """
-    wanted = list(probe.labels if roles is None else roles)
-    for role in wanted:
-        if role not in probe.labels:
-            raise ValueError(
-                f"{type(probe).__name__} does not label the role {role!r}"
-                + did_you_mean(role, probe.labels)
-            )
+    wanted = roles_of(probe, roles)
     batch = probe.batch(probe_context(backend, tokenizer), "held_out", rows, seed)
     scores = score_heads(backend, batch, wanted)
     return Scan({role: values.nanmean(0) for role, values in scores.items()}, rows, seed)
