@@ -224,8 +224,10 @@ def test_more_devices_than_there_are(refused, train):
     refused(wanted, *train, "trainer.devices=300")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
-def test_a_gpu_where_there_is_none(refused, train):
+def test_a_gpu_where_there_is_none(refused, train, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     refused("trainer.accelerator=gpu, .*No supported gpu", *train, "trainer.accelerator=gpu")
 
 

@@ -22,11 +22,23 @@ def test_equals_the_weighted_terms(parameters, labels):
 
 def test_terms_are_logged_without_their_weights(parameters, labels):
     now, reference = (parameters(s).activations() for s in (1, 0))
-    total = Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()}, {"pattern": 0.0})
+    total = Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()}, {"pattern": 2.0})
     terms = total.terms_of(now, reference, labels)
     assert list(terms) == ["pattern", "behaviour"]
     assert terms["pattern"] == PatternDivergence()(now, reference, labels)
-    assert total.weigh(terms) == total(now, reference, labels) == terms["behaviour"]
+    by_hand = 2 * terms["pattern"] + terms["behaviour"]
+    assert total.weigh(terms) == total(now, reference, labels) == by_hand
+
+
+def test_a_term_of_weight_0_costs_nothing(parameters, labels):
+    now, reference = (parameters(s).activations() for s in (1, 0))
+    pattern = PatternDivergence()
+    total = Sum({"pattern": pattern, "behaviour": BehaviourKL()}, {"behaviour": 0.0})
+    assert total.needs == {"pattern"}, "no unembedding for it"
+    assert list(total.terms_of(now, reference, labels)) == ["pattern"]
+    assert total(now, reference, labels) == pattern(now, reference, labels)
+    with pytest.raises(ValueError, match="every term of the Sum has weight 0"):
+        Sum({"pattern": pattern}, {"pattern": 0.0})
 
 
 def test_needs_and_queries_are_those_of_any_term():

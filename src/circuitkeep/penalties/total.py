@@ -18,15 +18,15 @@ class Sum(Penalty):
     .. math:: \sum_t w_t P_t
 
     Its unit mixes those of its terms; log the terms of `terms_of` rather than the sum. Invariant
-    where all its terms are, blind where all its terms are.
+    where all its terms are, blind where all its terms are. A term of weight 0 is not computed.
 
     Args:
         terms: The penalties by the names they are logged under.
         weights: By the same names; terms not named here weigh 1.
 
     Raises:
-        ValueError: If there is no term, a name cannot be used, a weight names no term, is negative
-            or not finite, or two terms want the outputs at different sites.
+        ValueError: If there is no term or none has a weight, a name cannot be used, a weight names
+            no term, is negative or not finite, or two terms want the outputs at different sites.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Sum(Penalty):
                     f"a term cannot be named {name!r} ({error.args[0]}); choose another name"
                 ) from error
         self.weights = {name: float(weights.get(name, 1.0)) for name in terms}
+        if not any(self.weights.values()):
+            raise ValueError("every term of the Sum has weight 0, so it would hold nothing")
         if {"z", "result"} <= self.needs:
             raise ValueError(
                 "one term wants head outputs at 'z' and another at 'result'; give all the same site"
@@ -82,4 +84,5 @@ class Sum(Penalty):
         return self.weigh(self.terms_of(now, reference, labels))
 
     def _penalties(self) -> Mapping[str, Penalty]:
-        return dict(self.terms.items())  # pyright: ignore[reportReturnType]
+        weighted = {name: term for name, term in self.terms.items() if self.weights[name]}
+        return weighted  # pyright: ignore[reportReturnType]
