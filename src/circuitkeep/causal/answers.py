@@ -20,6 +20,9 @@ logit of the distractor; of both, more is better."""
 CHUNK = 32
 """Rows per forward pass of every measurement; results do not depend on it."""
 
+TOGETHER = 512
+"""Answers per unembedding, about: enough for a fast product, few enough for memory."""
+
 
 def chunks(batch: ProbeBatch, device: torch.device) -> Iterator[ProbeBatch]:
     """The rows of `batch`, a few at a time, on `device`."""
@@ -85,25 +88,34 @@ def score_asked(
     return torch.stack([mean_by_row(copy, batch) for copy in value])
 
 
-def score_stream(
+def asked_of(
+    hidden: Float[Tensor, "row pos d_model"], batch: ProbeBatch
+) -> Float[Tensor, "copy answer d_model"]:
+    """The residual stream where the answers are asked for, of copies of the batch's rows in turn."""
+    return hidden.unflatten(0, (-1, len(batch)))[:, batch.answer_row, batch.answer_position]
+
+
+def score_asked_streams(
     backend: Backend,
-    hidden: Float[Tensor, "row pos d_model"],
+    asked: Float[Tensor, "copy answer d_model"],
     batch: ProbeBatch,
     metric: Metric,
 ) -> Float[Tensor, "copy batch"]:
-    """`score_logits`, from the residual stream after the last layer.
+    """`score_logits`, from the residual stream after the last layer, where the answers are asked for.
 
     Only the answers are unembedded. Rows differ in where they are asked, so the positions that
     some row is asked at are many more than each row's own, and a vocabulary is wide.
     """
-    asked = hidden.unflatten(0, (-1, len(batch)))[:, batch.answer_row, batch.answer_position]
-    alone = asked.flatten(0, 1)[:, None]
-    with probe_mode(backend.model):
-        # No layer runs, so the tokens only tell how many rows there are.
-        tokens = batch.tokens[:1, :1].expand(len(alone), 1)
-        logits = backend.resume(backend.n_layers, alone, tokens)
-    assert logits is not None
-    return score_asked(logits[:, 0].unflatten(0, asked.shape[:2]), batch, metric)
+    found = []
+    for part in asked.split(max(1, TOGETHER // max(1, len(batch.answer)))):
+        alone = part.flatten(0, 1)[:, None]
+        with probe_mode(backend.model):
+            # No layer runs, so the tokens only tell how many rows there are.
+            tokens = batch.tokens[:1, :1].expand(len(alone), 1)
+            logits = backend.resume(backend.n_layers, alone, tokens)
+        assert logits is not None
+        found.append(score_asked(logits[:, 0].unflatten(0, part.shape[:2]), batch, metric))
+    return torch.cat(found)
 
 
 def score_answers(

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from circuitkeep.capture import Backend, Edits, Sites, probe_mode
 from circuitkeep.causal import answers
-from circuitkeep.causal.answers import Metric, answer_slots, score_logits, score_stream
+from circuitkeep.causal.answers import (
+    Metric,
+    answer_slots,
+    asked_of,
+    score_asked_streams,
+    score_logits,
+)
 from circuitkeep.circuits import Head
 from circuitkeep.probes import ProbeBatch
 
@@ -78,7 +84,7 @@ def score_heads_edited(
         tell: Told how many interventions (rows times heads) have come in.
     """
     last = backend.n_layers - 1
-    found: dict[Head, Tensor] = {}
+    asked: dict[Head, Tensor] = {}
     for layer, group in groupby(sorted(values), key=lambda head: head.layer):
         # Copies of the rows, as many at a time as keep a pass within its usual size.
         for heads in _split(list(group), max(1, answers.CHUNK // len(batch))):
@@ -86,18 +92,17 @@ def score_heads_edited(
             edit = {head: _own_copy(values[head], i, n) for i, head in enumerate(heads)}
             edits = Edits(z=edit) if site == "z" else Edits(pattern=edit)
             hidden, tokens = before[layer - 1].repeat(n, 1, 1), batch.tokens.repeat(n, 1)
-            stream = Sites(resid=(last,))
             with (
                 probe_mode(backend.model),
                 backend.edit(edits),
-                backend.capture(stream) as captured,
+                backend.capture(Sites(resid=(last,))) as captured,
             ):
                 # A pass that cannot stop early (FSDP) unembeds one position in vain.
                 backend.resume(layer, hidden, tokens, batch.answer_position[:1])
-            scores = score_stream(backend, captured.resids[last], batch, metric)
-            found.update(zip(heads, scores, strict=True))
+            asked.update(zip(heads, asked_of(captured.resids[last], batch), strict=True))
             tell(n * len(batch))
-    return torch.stack([found[head] for head in values], dim=1)
+    streams = torch.stack([asked[head] for head in values])
+    return score_asked_streams(backend, streams, batch, metric).T
 
 
 def _own_copy(value: Tensor, index: int, copies: int) -> Callable[[Tensor], Tensor]:
