@@ -169,11 +169,11 @@ def test_the_suite(tiny_suite, device):
     assert ablating_result.race.work["prompts"] == 2
     assert scoring_result.race.work["tokens_per_prompt"] == 32
     assert ablating_result.race.work["tokens_per_prompt"] == 24
-    for result in (scoring_result, ablating_result):
-        assert len(result.seconds) == 4
+    for result, contenders in ((scoring_result, 4), (ablating_result, 3)):
+        assert len(result.seconds) == contenders
         assert all(len(times) == 5 and min(times) > 0 for times in result.seconds.values())
         assert result.largest > 100 * max(result.differences.values())
-        assert len(result.race.warm_up) == 4
+        assert len(result.race.warm_up) == contenders
 
 
 def test_the_warm_up_is_smaller(tiny_suite, cpu):

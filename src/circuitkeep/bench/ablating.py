@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitkeep.bench.gpt2 import Subject
 from circuitkeep.bench.race import Contender, Race
-from circuitkeep.causal.ablation import MEAN, ablate_each, replacements, score_ablated
+from circuitkeep.causal.ablation import MEAN, ablate_each, replacements
 from circuitkeep.causal.answers import score_asked
 from circuitkeep.circuits import Head
 from circuitkeep.probes import ProbeBatch
@@ -87,13 +87,6 @@ def _contenders(
             costs.append(clean - score(logits))
         return torch.stack(costs, dim=1)
 
-    def one_by_one() -> Tensor:
-        clean = score_ablated(backend, (), batch, MEAN, METRIC)
-        costs = [
-            clean - score_ablated(backend, (head,), batch, MEAN, METRIC, means) for head in heads
-        ]
-        return torch.stack(costs, dim=1)
-
     return (
         Contender(
             "ours: ablate_each",
@@ -112,10 +105,5 @@ def _contenders(
             "bridge.run_with_hooks with an edit of hook_z, a whole forward pass per head",
             by_hooks,
             claim=2.0,
-        ),
-        Contender(
-            "ours, pass per head",
-            "score_ablated: all layers for each head, logits at the answers' positions",
-            one_by_one,
         ),
     )

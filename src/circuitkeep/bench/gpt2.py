@@ -35,7 +35,13 @@ class Subject:
 
 
 def build_subject(
-    layers: int, heads: int, d_model: int, vocab: int, seed: int, device: torch.device
+    layers: int,
+    heads: int,
+    d_model: int,
+    vocab: int,
+    seed: int,
+    device: torch.device,
+    context: int = CONTEXT,
 ) -> Subject:
     """Draw the weights and wrap them; the global random state is left as it was.
 
@@ -49,7 +55,7 @@ def build_subject(
         n_head=heads,
         n_embd=d_model,
         vocab_size=vocab,
-        n_positions=CONTEXT,
+        n_positions=context,
         bos_token_id=vocab - 1,
         eos_token_id=vocab - 1,
         # Scores with a standard deviation of 2; the usual initialisation leaves attention nearly

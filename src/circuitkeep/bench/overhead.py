@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from circuitkeep.bench.clock import Clock, Counter
-from circuitkeep.bench.gpt2 import Subject, build_subject
+from circuitkeep.bench.gpt2 import CONTEXT, Subject, build_subject
 from circuitkeep.bench.machine import describe_machine, find_device
 from circuitkeep.bench.overhead_report import PLAIN, Cost, OverheadFindings
 from circuitkeep.bench.race import DisagreementError
@@ -37,9 +37,10 @@ class OverheadSuite(Suite):
     Attributes:
         rows: Of a training batch.
         length: Tokens per row.
-        steps: Timed per round and contender, after one that is not.
+        steps: Timed per round and contender, after one on a single row that is not.
         contenders: Those to measure; all if None. The plain step is always among them.
         heads_guarded: Written ``L5H1``.
+        probe_length: Tokens per probe row of the contender ``guard``.
         precision: Of Lightning's trainer: ``32-true`` or ``bf16-mixed``.
         layers, heads, d_model, vocab: The model's shape.
         seed: Of weights and tokens.
@@ -55,6 +56,7 @@ class OverheadSuite(Suite):
     steps: int = 1
     contenders: Sequence[str] | None = None
     heads_guarded: Sequence[str] = ("L4H11", "L5H5", "L6H9")
+    probe_length: int = 32
     precision: str = "32-true"
     layers: int = 12
     heads: int = 12
@@ -105,12 +107,20 @@ class OverheadSuite(Suite):
             ValueError: If the device is not there.
             DisagreementError: If a contender computes another task loss than the plain step.
         """
+        gc.freeze()  # what is there now need not be looked through after every fit
+        try:
+            return self._measure(progress)
+        finally:
+            gc.unfreeze()
+
+    def _measure(self, progress: Progress) -> Findings:
         device = find_device(self.device)
         shape = (self.layers, self.heads, self.d_model, self.vocab)
-        subject = build_subject(*shape, self.seed, device)
+        context = max(CONTEXT, self.length, self.probe_length)
+        subject = build_subject(*shape, self.seed, device, context)
         generator = torch.Generator().manual_seed(self.seed)
-        size = (1 + self.steps, self.rows, self.length)
-        tokens = torch.randint(self.vocab, size, generator=generator)
+        sizes = [(1, self.length), *[(self.rows, self.length)] * self.steps]  # the first: untimed
+        tokens = [torch.randint(self.vocab, size, generator=generator) for size in sizes]
         wanted = (PLAIN, *(n for n in self.names[1:] if n in (self.contenders or self.names)))
         total, done = len(wanted) * (self.repeats + 1), 0
         counted: dict[str, tuple[int, int]] = {}
@@ -147,7 +157,7 @@ class OverheadSuite(Suite):
         return OverheadFindings(costs, work, self.repeats, describe_machine(device))
 
     def _contender(
-        self, name: str, subject: Subject, tokens: Tensor, folder: Path
+        self, name: str, subject: Subject, tokens: Sequence[Tensor], folder: Path
     ) -> tuple[TrainingStep, list[Callback]]:
         model: Any = subject.model.train()
         if name == PLAIN:
@@ -162,7 +172,8 @@ class OverheadSuite(Suite):
             return RIVALS[name](model, tokens), []
         if name not in self._guards:
             one = GUARDED[name]
-            spec = {"_target_": "circuitkeep.probes.RepeatedTokens", "length": one.length}
+            length = one.length or self.probe_length
+            spec = {"_target_": "circuitkeep.probes.RepeatedTokens", "length": length}
             circuit = Circuit(
                 "guarded", (Role("induction", self._heads),), spec, "accuracy", "bench"
             )

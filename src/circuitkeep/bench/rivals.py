@@ -26,14 +26,14 @@ class Guarded:
         settings: Arguments of `CircuitPreservation`.
         claim: The most that its step is said to take, as a multiple of a plain one.
         patterns_only: Whether the penalty is on patterns alone, so that the pass can stop early.
-        length: Tokens per probe row.
+        length: Tokens per probe row; None for what the suite says.
     """
 
     about: str
     settings: Mapping[str, Any]
     claim: float
     patterns_only: bool = False
-    length: int = 32
+    length: int | None = None
 
 
 GUARDED: Mapping[str, Guarded] = {
@@ -63,7 +63,7 @@ class TrainingStep(LightningModule):
 
     about = "forward, backward and AdamW, nothing else"
 
-    def __init__(self, model: Any, tokens: Int[Tensor, "step row pos"]) -> None:
+    def __init__(self, model: Any, tokens: Sequence[Tensor]) -> None:
         super().__init__()
         self.model = model
         self.tokens = tokens
@@ -81,7 +81,7 @@ class TrainingStep(LightningModule):
         return self.model(input_ids=batch, use_cache=False).logits, None
 
     def train_dataloader(self) -> DataLoader:
-        """The batches, one per step."""
+        """The batches of tokens, one per step."""
         batches: Any = self.tokens  # indexed by step
         return DataLoader(batches, batch_size=None)
 
@@ -98,7 +98,7 @@ class ReferenceKL(TrainingStep):
         "(the estimator k3 of Schulman 2020, as TRL's GRPO does)"
     )
 
-    def __init__(self, model: Any, tokens: Int[Tensor, "step row pos"]) -> None:
+    def __init__(self, model: Any, tokens: Sequence[Tensor]) -> None:
         super().__init__(model, tokens)
         self.base = [copy.deepcopy(model).eval().requires_grad_(False)]  # in a list: no submodule
 
@@ -120,7 +120,7 @@ class L2SP(TrainingStep):
 
     about = "squared distance of all weights from those at the start (Li et al. 2018, L2-SP)"
 
-    def __init__(self, model: Any, tokens: Int[Tensor, "step row pos"]) -> None:
+    def __init__(self, model: Any, tokens: Sequence[Tensor]) -> None:
         super().__init__(model, tokens)
         self.start = [value.detach().clone() for value in model.parameters()]
 
@@ -139,7 +139,7 @@ class EWC(L2SP):
         "hand (Kirkpatrick et al. 2017, EWC)"
     )
 
-    def __init__(self, model: Any, tokens: Int[Tensor, "step row pos"]) -> None:
+    def __init__(self, model: Any, tokens: Sequence[Tensor]) -> None:
         super().__init__(model, tokens)
         self.fisher = [value.square() for value in self.start]  # as large as the true one
 
@@ -160,9 +160,7 @@ class AttentionMSE(TrainingStep):
     )
     heads: Sequence[Head] = ()
 
-    def __init__(
-        self, model: Any, tokens: Int[Tensor, "step row pos"], heads: Sequence[Head]
-    ) -> None:
+    def __init__(self, model: Any, tokens: Sequence[Tensor], heads: Sequence[Head]) -> None:
         super().__init__(model, tokens)
         self.heads = heads
         self.base = [copy.deepcopy(model).eval().requires_grad_(False)]
@@ -195,7 +193,7 @@ class BridgeHooks(TrainingStep):
     def __init__(
         self,
         bridge: nn.Module,
-        tokens: Int[Tensor, "step row pos"],
+        tokens: Sequence[Tensor],
         probe: Int[Tensor, "probe_row probe_pos"],
         heads: Sequence[Head],
     ) -> None:
