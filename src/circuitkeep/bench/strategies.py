@@ -120,10 +120,7 @@ def _run(
     task, results = folder / "cells.json", folder / "outcomes.jsonl"
     task.write_text(json.dumps([asdict(cell) for cell in cells]), encoding="utf-8")
     results.write_text("", encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [_start(folder, rank, processes, port) for rank in range(processes)]
+    started = start_workers("circuitkeep.bench.strategies_worker", folder, processes)
     outcomes: list[Outcome] = []
     heard = time.monotonic()
     try:
@@ -154,10 +151,20 @@ def _run(
             process.wait()
 
 
-def _start(folder: Path, rank: int, processes: int, port: int) -> subprocess.Popen[bytes]:
+def start_workers(module: str, folder: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """Run `module` in processes that know each other; each is given `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [_start(module, folder, rank, processes, port) for rank in range(processes)]
+
+
+def _start(
+    module: str, folder: Path, rank: int, processes: int, port: int
+) -> subprocess.Popen[bytes]:
     with (folder / f"stderr-{rank}.txt").open("wb") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "circuitkeep.bench.strategies_worker", str(folder)],
+            [sys.executable, "-m", module, str(folder)],
             env={
                 **os.environ,
                 "MASTER_ADDR": "127.0.0.1",

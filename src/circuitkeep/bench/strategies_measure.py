@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -46,7 +46,7 @@ def measure(cell: Cell, references: Path, folder: Path, rank: int) -> Outcome:
         if setting.resumed:
             difference, share = _resumed(cell, settings, folder, rank), None
         else:
-            task = _train(cell, settings, references, folder, rank, WEIGHT)
+            task = train(cell, settings, references, folder, rank, WEIGHT)
             difference, share = _compare(cell, settings, task, references, folder, rank, WEIGHT)
     except Exception as error:
         message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -68,7 +68,7 @@ def _without(
     try:
         if SETTINGS[cell.setting].resumed:
             return "failed", None, None, message
-        task = _train(cell, settings, references, folder, rank, 0.0)
+        task = train(cell, settings, references, folder, rank, 0.0)
         difference, _ = _compare(cell, settings, task, references, folder, rank, 0.0)
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
@@ -78,11 +78,18 @@ def _without(
     return "failed", None, None, message
 
 
-def _train(
-    cell: Cell, settings: TaskSettings, references: Path, folder: Path, rank: int, weight: float
+def train(
+    cell: Cell,
+    settings: TaskSettings,
+    references: Path,
+    folder: Path,
+    rank: int,
+    weight: float,
+    others: Sequence[Callback] = (),
 ) -> Task:
+    """Train a cell in this process and its peers, with `others` before the guard."""
     setting = SETTINGS[cell.setting]
-    callbacks: list[Any] = []
+    callbacks: list[Any] = [*others]
     for number in range(setting.circuits):
         path = references / reference_name(cell.model, setting, number)
         callback = _guard(setting, number, weight, path)
@@ -184,7 +191,7 @@ def _compare(
     if settings.dropout and weight:
         # Masks cannot be drawn again on the joined batch: the same training without a penalty
         # stands for the task, in its first step, where the weights are the same.
-        alone = _train(cell, settings, references, folder, rank, 0.0).recorded.steps[0]
+        alone = train(cell, settings, references, folder, rank, 0.0).recorded.steps[0]
         steps = steps[:1]
     elif settings.dropout:
         return 0.0, 0.0
