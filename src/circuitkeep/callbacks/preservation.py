@@ -12,10 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from circuitkeep.callbacks.added_loss import Due, add_loss, remove_loss
+from circuitkeep.callbacks.base_reference import base_reference
+from circuitkeep.callbacks.budget import pace_of
 from circuitkeep.callbacks.penalty_checks import check_finite, check_reach, log_penalty
 from circuitkeep.callbacks.periodic import steps_taken
-from circuitkeep.callbacks.processes import place_of, read_for_all
-from circuitkeep.callbacks.subject import as_circuit, as_probe, tokenizer_of
+from circuitkeep.callbacks.processes import part_of
+from circuitkeep.callbacks.schedule import Schedule, check_settings
+from circuitkeep.callbacks.subject import as_circuit, as_probe
 from circuitkeep.callbacks.unsupported import (
     refuse_backend,
     refuse_model,
@@ -23,20 +26,12 @@ from circuitkeep.callbacks.unsupported import (
     refuse_wrapping,
 )
 from circuitkeep.capture import Backend, attach, find_model
-from circuitkeep.capture.fingerprints import fingerprint_model, fingerprint_tokenizer
+from circuitkeep.capture.fingerprints import fingerprint_model
 from circuitkeep.capture.reach import Reach
 from circuitkeep.circuits import Circuit
 from circuitkeep.penalties import Activations, BehaviourKL, PatternDivergence, Penalty, Sum
 from circuitkeep.probes import Probe, build_probe
-from circuitkeep.probing import probe_rows
-from circuitkeep.reference import (
-    Fingerprint,
-    Question,
-    Reference,
-    capture_reference,
-    fingerprint_circuit,
-    fingerprint_probe,
-)
+from circuitkeep.reference import Question, Reference
 
 
 class CircuitPreservation(Callback):
@@ -67,7 +62,9 @@ class CircuitPreservation(Callback):
         weight: Of the penalty against the task's loss, which is in nats.
         warmup_steps: Optimizer steps over which the weight rises linearly from 0.
         every_n_steps: Due every so many optimizer steps, with the penalty multiplied by as much.
-        rows_per_step: Probe rows per due step, over all ranks.
+        rows_per_step: Probe rows per due step, over all ranks; with a budget, the most.
+        budget: The most time that the penalty may add, as a share of the time without it (0.03);
+            the interval and the rows are then chosen by it: see `WithinBudget`.
         pool_rows: Rows in the pool; few rows overfit (8 do, 64 hardly).
         seed: Of the pool and of the choice of rows.
         model: Attribute path of the model in the LightningModule, if it holds several.
@@ -91,6 +88,7 @@ class CircuitPreservation(Callback):
         warmup_steps: int = 0,
         every_n_steps: int = 1,
         rows_per_step: int = 2,
+        budget: float | None = None,
         pool_rows: int = 512,
         seed: int = 0,
         model: str | None = None,
@@ -101,24 +99,19 @@ class CircuitPreservation(Callback):
         penalty = default_penalty() if penalty is None else penalty
         self.penalty = penalty if isinstance(penalty, Sum) else Sum({"drift": penalty})
         self.probe = as_probe(probe)
-        for name, value, least in (
-            ("weight", weight, 0),
-            ("warmup_steps", warmup_steps, 0),
-            ("every_n_steps", every_n_steps, 1),
-            ("rows_per_step", rows_per_step, 1),
-            ("pool_rows", pool_rows, 1),
-        ):
-            if not least <= value < float("inf"):
-                raise ValueError(f"CircuitPreservation: {name} must be >= {least}, got {value}")
-        if rows_per_step > pool_rows:
-            raise ValueError(
-                f"CircuitPreservation: rows_per_step={rows_per_step} is more than "
-                f"pool_rows={pool_rows}"
-            )
+        check_settings(
+            weight=weight,
+            warmup_steps=warmup_steps,
+            every_n_steps=every_n_steps,
+            rows_per_step=rows_per_step,
+            pool_rows=pool_rows,
+            budget=budget,
+        )
         self.weight = float(weight)
         self.warmup_steps = warmup_steps
         self.every_n_steps = every_n_steps
         self.rows_per_step = rows_per_step
+        self.budget = budget
         self.pool_rows = pool_rows
         self.seed = seed
         self.model = model
@@ -127,6 +120,8 @@ class CircuitPreservation(Callback):
         self._kept = ""  # where the reference in use lies
         self._resumed = False
         self._model_print = ""
+        self._schedule: Schedule | None = None
+        self._chosen: dict[str, Any] | None = None  # within the budget, by the run that is resumed
         self._served: int | None = None  # the optimizer step that had its penalty
         self._reached = False
         self._backend: Backend | None = None
@@ -140,13 +135,18 @@ class CircuitPreservation(Callback):
         return f"CircuitPreservation/{self.circuit.name}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the reference lies: a resumed run must not take the trained model for the base."""
-        return {"reference": self._kept}
+        """Where the reference lies: a resumed run must not take the trained model for the base.
+
+        And what was chosen within the budget: other times must not change a resumed run.
+        """
+        chosen = self._chosen if self._schedule is None else self._schedule.pace.state
+        return {"reference": self._kept, **({} if chosen is None else {"budget": chosen})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with the reference of the run that was stopped, unless another path is given."""
         self._kept = state_dict["reference"]
         self._resumed = bool(self._kept)
+        self._chosen = state_dict.get("budget")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings under which the gradient cannot be right."""
@@ -175,7 +175,24 @@ class CircuitPreservation(Callback):
                 # can be run, FSDP 1 cannot join its shards.
                 model = find_model(pl_module, self.model)
                 self._model_print = fingerprint_model(model, trainer.strategy.model)
+            settings = self.every_n_steps, self.rows_per_step, self.budget
+            pace = pace_of(trainer, self.circuit, *settings, self._chosen)
+            self._schedule = Schedule(self.weight, self.warmup_steps, pace)
             add_loss(pl_module, self._due)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """With a budget, see what steps take."""
+        if self._schedule is not None:
+            self._schedule.pace.before_batch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """With a budget, see what steps take."""
+        if self._schedule is not None:
+            self._schedule.pace.after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module as it was."""
@@ -195,7 +212,7 @@ class CircuitPreservation(Callback):
         remove_loss(module, self._due)
         self._trainer = self._module = self._backend = self._reference = None
         self._resumed = self._reached = False
-        self._served = None
+        self._served = self._chosen = None
 
     def _due(self) -> Due | None:
         trainer, module = self._trainer, self._module
@@ -206,25 +223,24 @@ class CircuitPreservation(Callback):
             self._backend = attach(find_model(module, self.model))
             refuse_backend(self._backend)
             self._reference = self._prepare(self._backend, trainer)
+        assert self._schedule is not None
         step = steps_taken(trainer)
-        if step == self._served or step % self.every_n_steps:
+        share = self._schedule.pace.at(step)
+        if step == self._served or share is None:
             return None
         self._served = step  # of the batches that are accumulated, the first that is not skipped
         accumulate = trainer.accumulate_grad_batches if module.automatic_optimization else 1
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        scale = self.weight * warm * accumulate * self.every_n_steps
-        return self._penalty(self._backend, step, trainer, scale)
+        scale = self._schedule.weight_at(step) * accumulate * share.times
+        return self._penalty(self._backend, step, trainer, share.rows, scale)
 
-    def _penalty(self, backend: Backend, step: int, trainer: Trainer, scale: float) -> Due:
+    def _penalty(
+        self, backend: Backend, step: int, trainer: Trainer, n_rows: int, scale: float
+    ) -> Due:
         reference = self._reference
         assert reference is not None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randperm(len(reference), generator=generator)[: self.rows_per_step]
-        rank, world = place_of(trainer)
-        part = index[rank::world]
-        share = len(part) * world / len(index)
-        if not len(part):  # every rank takes part in every collective
-            part = index[:1]
+        index = torch.randperm(len(reference), generator=generator)[:n_rows]
+        part, share = part_of(index, trainer)
         rows, before = reference.select(part, backend.device)
         last = max(head.layer for head in self.circuit.heads)
         below = backend.n_layers if "log_probs" in self.penalty.needs else last
@@ -248,33 +264,20 @@ class CircuitPreservation(Callback):
         return Due(backend, question, loss, first=not self._reached)
 
     def _prepare(self, backend: Backend, trainer: Trainer) -> Reference:
-        tokenizer = tokenizer_of(backend, self.tokenizer)
-        probe = self.probe or build_probe(self.circuit.probe)
-        needs = [*sorted(self.penalty.needs), *(["all"] * self.penalty.all_queries)]
-        fingerprint = Fingerprint(
-            model="" if self._resumed else self._model_print,
-            tokenizer=fingerprint_tokenizer(tokenizer),
-            probe=fingerprint_probe(probe, self.pool_rows, self.seed),
-            circuit=fingerprint_circuit(self.circuit),
-            needs=",".join(needs),
+        path = self.reference_path or (Path(self._kept) if self._resumed else None)
+        reference, path = base_reference(
+            backend,
+            trainer,
+            self.circuit,
+            self.penalty,
+            self.probe,
+            (self.pool_rows, self.seed),
+            self.tokenizer,
+            self._model_print,
+            path,
+            self._resumed,
         )
-        path = self.reference_path or Path(self._kept if self._resumed else "")
-        if not path.name:
-            name = f"{self.circuit.name}-{fingerprint.short}.safetensors"
-            path = Path(trainer.default_root_dir) / "references" / name
         self._kept = str(path.absolute())
-        may_differ = ("model",) if self._resumed else ()
-        kept = read_for_all(path, fingerprint, may_differ, self._resumed, trainer)
-        if kept is not None:
-            return kept.to(backend.device)
-        rows = probe_rows(
-            self.circuit, backend, tokenizer, "train", self.pool_rows, self.seed, probe
-        )
-        reference = capture_reference(
-            backend, self.circuit, rows, self.penalty.needs, self.penalty.all_queries, fingerprint
-        )
-        if trainer.is_global_zero:
-            reference.save(path)
         return reference
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxtyping import Int
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from circuitkeep.reference import Fingerprint, Reference, load_reference
 
@@ -16,6 +18,15 @@ def place_of(trainer: Trainer) -> tuple[int, int]:
     """
     place = trainer.distributed_sampler_kwargs
     return (place["rank"], place["num_replicas"]) if place else (0, 1)
+
+
+def part_of(rows: Int[Tensor, " row"], trainer: Trainer) -> tuple[Int[Tensor, " part"], float]:
+    """What of `rows` this process takes, at least one, and its weight in a mean over processes."""
+    rank, world = place_of(trainer)
+    part = rows[rank::world]
+    share = len(part) * world / len(rows)
+    # One that counts for nothing if there are too few: all take part in every collective.
+    return (part if len(part) else rows[:1]), share
 
 
 def read_for_all(
