@@ -16,6 +16,8 @@ from circuitkeep.capture.models import load_model
 from circuitkeep.circuits import Head, load_circuit
 from circuitkeep.cli.application import COMMANDS
 from circuitkeep.cli.compare import named
+from circuitkeep.tasks import indirect_objects
+from circuitkeep.tasks.trained_once import Recipe
 
 pytestmark = [
     # Untrained models have no effect to keep, and say so in a warning.
@@ -288,6 +290,18 @@ def test_scan_refuses(command, models, setting, message):
     code, _, stderr = command("scan", f"model.path={models / 'tiny'}", "rows=8", setting)
     assert code == 2
     assert re.search(message, stderr)
+
+
+def test_scan_of_a_model_that_is_trained_on_first_use(command, tmp_path, monkeypatch):
+    """It has no path in the config: the report names the folder in the cache."""
+    monkeypatch.setattr(indirect_objects, "STANDARD", Recipe(steps=1))
+    code, stdout, stderr = command(
+        "scan", "model=ioi", "probe=ioi", "model.cache_dir=cache", "rows=12", "output=out"
+    )
+    assert code == 0, stderr
+    assert "Epoch 0" in stdout + stderr  # the progress bar
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert json.loads((tmp_path / "out/scan.json").read_text())["model"] == f"cache/{folder.name}"
 
 
 def test_scan_against_a_circuit_lists_its_heads(command, models, circuit_file, tmp_path):

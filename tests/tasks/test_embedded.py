@@ -1,10 +1,9 @@
 import numpy as np
-import pytest
 import torch
 
 from circuitkeep.capture.models import load_model
-from circuitkeep.tasks import embedded
-from circuitkeep.tasks.embedded import Recipe, train_embedded
+from circuitkeep.tasks.embedded import train_embedded
+from circuitkeep.tasks.trained_once import Recipe
 
 SHORT = Recipe(steps=3, batch_size=4)
 
@@ -13,17 +12,14 @@ def weights(path):
     return torch.cat([p.flatten() for p in load_model(path).parameters()])
 
 
-def test_trains_once_and_leaves_no_trace(tmp_path, monkeypatch):
+def test_leaves_no_trace(tmp_path):
     # Python's generator is left out: beartype, which checks the types in tests, draws from it.
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     path = train_embedded(tmp_path, 0, SHORT, progress_bar=False)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
     model = load_model(path)
     assert (model.config.num_hidden_layers, model.config.num_attention_heads) == (2, 4)
-    monkeypatch.setattr(embedded, "_train", None)
-    assert train_embedded(tmp_path, 0, SHORT) == path
 
 
 def test_seed_and_recipe_are_the_key(tmp_path):
@@ -34,24 +30,6 @@ def test_seed_and_recipe_are_the_key(tmp_path):
     assert len({path, other_seed, other_recipe}) == 3
     assert torch.equal(weights(path), weights(again))
     assert not torch.equal(weights(path), weights(other_seed))
-
-
-def test_an_unfinished_folder_is_trained_again(tmp_path):
-    path = train_embedded(tmp_path, 0, SHORT, progress_bar=False)
-    (path / "model.safetensors").unlink()
-    train_embedded(tmp_path, 0, SHORT, progress_bar=False)
-    assert (path / "model.safetensors").is_file()
-
-
-def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
-    def full(model, path):
-        path.mkdir()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(embedded, "save_model", full)
-    with pytest.raises(OSError, match="No space left"):
-        train_embedded(tmp_path, 0, SHORT, progress_bar=False)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_recipe_teaches_repetition(tmp_path):

@@ -6,12 +6,16 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 
@@ -221,6 +226,53 @@ def build_embedded(seed: int) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def build_attention_only(vocab_size: int, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of 2 layers with 4 heads each, whose MLPs do nothing.
+
+    A Llama has MLPs, so each is one neuron of zeros: it writes zeros and its gradient is zero, and
+    so it stays, weight decay or not. All other weights begin very small, as a model that begins so
+    tends to learn the rule rather than the examples (Zhang et al. 2024, arXiv:2405.05409). Token 0
+    is BOS. The global random state is left as it was.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        head_dim=16,
+        intermediate_size=1,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        initializer_range=1e-3,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".mlp." in name:
+                parameter.zero_()
+    return model
+
+
+def build_word_tokenizer(words: Sequence[str], bos: str, unknown: str) -> Any:
+    """A tokenizer of words parted by blanks; a word's number is its place in `words`.
+
+    Args:
+        words: Each once, without blanks.
+        bos: The one that begins a text.
+        unknown: The one that all other words become.
+    """
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
+    inner.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, unk_token=unknown)
 
 
 def _check_path(path: str | os.PathLike[str]) -> str:

@@ -49,7 +49,9 @@ def run(config: DictConfig) -> None:
     if circuit is not None:
         circuit.check_model(backend.n_layers, backend.n_heads)
     status, out = Console(stderr=True), Console()
-    report = _scan(config, backend, tokenizer, probe, roles, status)
+    # A model that circuitkeep trains itself has no path in the config; it knows where it lies.
+    path = str(config.model.get("path") or model.name_or_path)
+    report = _scan(config, path, backend, tokenizer, probe, roles, status)
     for table in tables(report, config.top, circuit if config.against else None):
         out.print(table)
     for note in report.notes:
@@ -65,7 +67,7 @@ def run(config: DictConfig) -> None:
     print(f"\nall figures are in {output / 'scan.json'}, to look at in {output / 'scan.html'}")
     if config.save is not None:
         name = config.name or Path(config.save).name.split(".")[0]
-        source = f"circuitkeep scan model.path={config.model.path} threshold={config.threshold:g}"
+        source = f"circuitkeep scan model.path={path} threshold={config.threshold:g}"
         if config.twins:
             source += f" twins={config.twins} level={config.level:g}"
         behaviour = config.behaviour or probe.behaviours[0]
@@ -75,19 +77,18 @@ def run(config: DictConfig) -> None:
 
 def _scan(
     config: DictConfig,
+    path: str,
     backend: Backend,
     tokenizer: Any,
     probe: Probe,
     roles: Any,
     console: Console,
 ) -> ScanReport:
-    """Measure all that the config asks for."""
+    """Measure all that the config asks for of the model at `path`."""
     context = probe_context(backend, tokenizer)
     with console.status("scoring heads"):
         found = scan(backend, tokenizer, probe, roles, config.rows, config.seed)
-    report = ScanReport(
-        str(config.model.path), describe(probe), found, level=config.level, least=config.threshold
-    )
+    report = ScanReport(path, describe(probe), found, level=config.level, least=config.threshold)
     try:
         report = replace(report, weights=weight_scores(backend))
     except ValueError as error:
