@@ -2,8 +2,10 @@
 
 `training_step` is the place: Lightning divides the loss by accumulation after it, the gradient
 scaler comes later still, and DDP and FSDP run it inside the wrapped forward pass, so that a probe
-forward made there belongs to the same graph. Under manual optimization the loss goes to
-`manual_backward` instead, once per training step, however many optimizers there are.
+forward made there belongs to the same graph. It is made before the step's own: backward runs in
+reverse, so the probe's gradients, as large as the model, are made when the step's activations are
+gone. Under manual optimization the loss goes to `manual_backward` instead, once per training step,
+however many optimizers there are.
 
 Losses that are due in the same step share one forward pass of the model over all their rows.
 """
@@ -36,12 +38,14 @@ class Due:
         loss: The scaled loss. It is given the activations, and for its first time which weights
             the layers used.
         first: Whether it is the first time.
+        drop: Called if the loss is not used, because the training step gave none to add it to.
     """
 
     backend: Backend
     question: Question
     loss: Callable[[Activations, Reach | None], Tensor]
     first: bool = False
+    drop: Callable[[], None] = lambda: None
 
 
 LossSource = Callable[[], Due | None]
@@ -80,11 +84,15 @@ class _Wrapped:
 
     def _automatic(self, original: Callable) -> Callable:
         def step(*args: Any, **kwargs: Any) -> Any:
+            due = self._due()
+            losses = _losses(due)
             output = original(*args, **kwargs)
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:  # a batch that is skipped; a mapping without a loss is refused later
+                for one in due:
+                    one.drop()
                 return output
-            for added in self._losses():
+            for added in losses:
                 loss = loss + added
             return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
@@ -101,15 +109,18 @@ class _Wrapped:
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             if self.pending:
                 self.pending = False
-                for added in self._losses():
+                for added in _losses(self._due()):
                     loss = loss + added
             original(loss, *args, **kwargs)
 
         return backward
 
-    def _losses(self) -> list[Tensor]:
-        due = [found for source in self.sources if (found := source()) is not None]
-        return [loss for group in _alike(due) for loss in _observed(group)]
+    def _due(self) -> list[Due]:
+        return [found for source in self.sources if (found := source()) is not None]
+
+
+def _losses(due: Iterable[Due]) -> list[Tensor]:
+    return [loss for group in _alike(due) for loss in _observed(group)]
 
 
 def _alike(due: Iterable[Due]) -> list[list[Due]]:

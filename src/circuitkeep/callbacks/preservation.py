@@ -261,7 +261,10 @@ class CircuitPreservation(Callback):
             return penalty * (share * scale)
 
         question = Question(rows, self.circuit, self.penalty.needs)
-        return Due(backend, question, loss, first=not self._reached)
+        return Due(backend, question, loss, first=not self._reached, drop=self._drop)
+
+    def _drop(self) -> None:
+        self._served = None
 
     def _prepare(self, backend: Backend, trainer: Trainer) -> Reference:
         path = self.reference_path or (Path(self._kept) if self._resumed else None)
