@@ -5,7 +5,7 @@ import torch
 
 from circuitkeep.bench.memory import PeakMemory, alive_bytes
 from circuitkeep.bench.overhead import OverheadSuite
-from circuitkeep.bench.overhead_report import PLAIN
+from circuitkeep.bench.overhead_report import PLAIN, Cost, OverheadFindings
 
 TINY = {
     "rows": 2,
@@ -28,6 +28,10 @@ def findings():
     return OverheadSuite(**TINY, contenders=SOME).run(lambda name, done, total: None)
 
 
+cannot_afford_it = pytest.mark.filterwarnings("ignore:.*cannot be kept within budget:UserWarning")
+
+
+@cannot_afford_it
 @pytest.mark.slow
 def test_all_contenders_compute_the_same_loss():
     suite = OverheadSuite(**TINY)
@@ -61,6 +65,22 @@ def test_the_report_is_plain_json_and_a_table(findings):
     assert claims == {"guard": 1.05, "guard, patterns 8x64": 1.10, "guard, both 8x64": 1.30}
     assert content["plain"]["flops"] > 0
     assert findings.shown()
+
+
+@cannot_afford_it
+def test_a_guard_with_a_budget_is_charged_by_what_it_chose():
+    suite = OverheadSuite(**TINY, contenders=["guard, budget 3%"])
+    cost = suite.run(lambda *told: None).costs["guard, budget 3%"]
+    # On a model this small a penalty costs as much as a step, so it cannot be due in each.
+    assert cost.every_n > 10
+    assert f"which chose 1 rows every {cost.every_n} steps" in cost.about
+
+
+def test_the_cost_of_a_due_step_is_shared_out():
+    costs = {PLAIN: Cost("", [1.0, 2.0], 100, 1), "guard": Cost("", [1.5, 2.5], 110, 1, 1.1, 5)}
+    findings = OverheadFindings(costs, {}, 2, {})
+    assert findings.ratio("guard") == pytest.approx((1.075, 1.05, 1.1))
+    assert findings.floor("guard") == pytest.approx(0.02)
 
 
 def test_some_contenders_only():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,24 @@ from circuitkeep.bench.gpt2 import CONTEXT, Subject, build_subject
 from circuitkeep.bench.machine import describe_machine, find_device
 from circuitkeep.bench.overhead_report import PLAIN, Cost, OverheadFindings
 from circuitkeep.bench.race import DisagreementError
-from circuitkeep.bench.rivals import GUARDED, RIVALS, AttentionMSE, BridgeHooks, TrainingStep
+from circuitkeep.bench.rivals import (
+    GUARDED,
+    RIVALS,
+    AttentionMSE,
+    BridgeHooks,
+    Guarded,
+    TrainingStep,
+)
 from circuitkeep.bench.suites import LEAST_REPEATS, Findings, Progress, Suite
 from circuitkeep.callbacks import CircuitPreservation
+from circuitkeep.callbacks.budget import BLOCKS
 from circuitkeep.circuits import Circuit, Head, Role
 from circuitkeep.penalties import PatternDivergence
 from circuitkeep.probes import RepeatedTokens
 from circuitkeep.probing import probe_context
 
+MEASURED_STEPS = 3 * BLOCKS + 1
+"""Until a guard with a budget has chosen: at the beginning of the step after those it measures."""
 TOLERANCE_NATS = 1e-4
 """How far a contender's task loss may be from the plain one's, in fp32."""
 
@@ -65,7 +76,7 @@ class OverheadSuite(Suite):
     seed: int = 0
     repeats: int = LEAST_REPEATS
     device: str = "cpu"
-    _guards: dict[str, CircuitPreservation] = field(
+    _guards: dict[str, tuple[CircuitPreservation, Guarded]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -146,13 +157,14 @@ class OverheadSuite(Suite):
                     progress(name, done, total)
                     times[name].append(fit(name)[0])
                     done += 1
-        about = {name: make.about for name, make in RIVALS.items()}
-        about |= {name: one.about for name, one in GUARDED.items()} | {PLAIN: TrainingStep.about}
-        claims = {name: one.claim for name, one in GUARDED.items()}
-        costs = {
-            name: Cost(about[name], times[name], *counted[name], claims.get(name))
-            for name in wanted
-        }
+        costs = {}
+        for name in wanted:
+            measured = times[name], *counted[name]
+            if name in self._guards:
+                _, one = self._guards[name]
+                costs[name] = Cost(one.about, *measured, one.claim, one.every_n)
+            else:
+                costs[name] = Cost(RIVALS.get(name, TrainingStep).about, *measured)
         work = {"rows": self.rows, "tokens_per_row": self.length, "heads": len(self.heads_guarded)}
         return OverheadFindings(costs, work, self.repeats, describe_machine(device))
 
@@ -171,20 +183,37 @@ class OverheadSuite(Suite):
         if name in RIVALS:
             return RIVALS[name](model, tokens), []
         if name not in self._guards:
-            one = GUARDED[name]
-            length = one.length or self.probe_length
-            spec = {"_target_": "circuitkeep.probes.RepeatedTokens", "length": length}
-            circuit = Circuit(
-                "guarded", (Role("induction", self._heads),), spec, "accuracy", "bench"
-            )
-            self._guards[name] = CircuitPreservation(
-                circuit,
-                PatternDivergence() if one.patterns_only else None,
-                # Kept between the rounds: it is made once in a training, and not a step's cost.
-                reference=folder / f"{len(self._guards)}.safetensors",
-                **one.settings,
-            )
-        return TrainingStep(model, tokens), [self._guards[name]]
+            self._guards[name] = self._guard(GUARDED[name], subject, folder)
+        return TrainingStep(model, tokens), [self._guards[name][0]]
+
+    def _guard(
+        self, one: Guarded, subject: Subject, folder: Path
+    ) -> tuple[CircuitPreservation, Guarded]:
+        """A guard that is due in every step, and how it would be used."""
+        length = one.length or self.probe_length
+        spec = {"_target_": "circuitkeep.probes.RepeatedTokens", "length": length}
+        circuit = Circuit("guarded", (Role("induction", self._heads),), spec, "accuracy", "bench")
+        make = functools.partial(
+            CircuitPreservation,
+            circuit,
+            PatternDivergence() if one.patterns_only else None,
+            # Kept between the rounds: it is made once in a training, and not a step's cost.
+            reference=folder / f"{len(self._guards)}.safetensors",
+        )
+        if one.budget is None:
+            return make(every_n_steps=1, **one.settings), one
+        chooses = make(budget=one.budget, **one.settings)
+        shape = (MEASURED_STEPS, self.rows, self.length)
+        generator = torch.Generator().manual_seed(self.seed)
+        module = TrainingStep(
+            subject.model, torch.randint(self.vocab, shape, generator=generator).unbind()
+        )
+        device = subject.backend.device
+        self._fit(module, [chooses], device, Clock(device))
+        chosen = chooses.state_dict()["budget"]
+        rows, every_n = chosen["rows"], chosen["every_n"]
+        about = f"{one.about}, which chose {rows} rows every {every_n} steps"
+        return make(every_n_steps=1, rows_per_step=rows), replace(one, about=about, every_n=every_n)
 
     def _fit(
         self,
@@ -198,7 +227,7 @@ class OverheadSuite(Suite):
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision=self.precision,  # pyright: ignore[reportArgumentType]
-            max_steps=1 + self.steps,
+            max_steps=len(module.tokens),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

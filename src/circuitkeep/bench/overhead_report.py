@@ -25,6 +25,7 @@ class Cost:
         flops: Of one step, floating-point operations of matrix products and convolutions.
         peak_bytes: The most memory that tensors took during a step, weights and all.
         claim: See `Guarded`; None for rivals.
+        every_n: See `Guarded`.
     """
 
     about: str
@@ -32,6 +33,7 @@ class Cost:
     flops: int
     peak_bytes: int
     claim: float | None = None
+    every_n: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,17 @@ class OverheadFindings(Findings):
     machine: Mapping[str, str | int]
 
     def ratio(self, name: str) -> Spread:
-        """How many times as long as a plain step, in the same round."""
+        """How many times as long as a plain step, in the same round; on average over all steps."""
         plain = self.costs[PLAIN].seconds
-        its = self.costs[name].seconds
-        return spread([one / other for one, other in zip(its, plain, strict=True)])
+        its, every_n = self.costs[name].seconds, self.costs[name].every_n
+        return spread(
+            [1 + (one / other - 1) / every_n for one, other in zip(its, plain, strict=True)]
+        )
 
     def floor(self, name: str) -> float:
         """Operations that are added, as a share of a plain step's: the least time to expect."""
-        return self.costs[name].flops / self.costs[PLAIN].flops - 1
+        cost = self.costs[name]
+        return (cost.flops / self.costs[PLAIN].flops - 1) / cost.every_n
 
     def memory(self, name: str) -> float:
         """Peak memory, as a multiple of a plain step's."""
@@ -90,8 +95,9 @@ class OverheadFindings(Findings):
             )
         notes = [
             f"Median of {self.repeats} rounds [least, most]; ratios are taken within a round. "
-            "Floor: operations of matrix products, times plain. Mem: the most memory that "
-            "tensors take, times plain.",
+            "Seconds and mem are those of a step in which the penalty is due; times plain and "
+            "floor are averages over all steps. Floor: operations of matrix products, times "
+            "plain. Mem: the most memory that tensors take, times plain.",
             *(f"{name}: {cost.about}." for name, cost in self.costs.items()),
             ", ".join(f"{key} {value}" for key, value in self.machine.items()),
         ]
@@ -118,6 +124,7 @@ class OverheadFindings(Findings):
                     "floor": 1 + self.floor(name),
                     "peak_bytes": cost.peak_bytes,
                     "memory_times_plain": self.memory(name),
+                    "every_n": cost.every_n,
                     "claim": cost.claim,
                     "claim_holds": None
                     if cost.claim is None

@@ -27,6 +27,8 @@ class Guarded:
         claim: The most that its step is said to take, as a multiple of a plain one.
         patterns_only: Whether the penalty is on patterns alone, so that the pass can stop early.
         length: Tokens per probe row; None for what the suite says.
+        every_n: Steps from one that is due to the next; a due one is timed, and shared out.
+        budget: If interval and rows are chosen by measured times, what the penalty may add.
     """
 
     about: str
@@ -34,10 +36,20 @@ class Guarded:
     claim: float
     patterns_only: bool = False
     length: int | None = None
+    every_n: int = 1
+    budget: float | None = None
 
 
 GUARDED: Mapping[str, Guarded] = {
-    "guard": Guarded("the defaults: patterns and behaviour, every step", {}, 1.05),
+    "guard": Guarded(
+        "the defaults: patterns and behaviour on 2 rows, every 2nd step", {}, 1.05, every_n=2
+    ),
+    "guard, budget 3%": Guarded(
+        "patterns and behaviour, on at most 8 rows, with budget=0.03",
+        {"rows_per_step": 8},
+        1.03,
+        budget=0.03,
+    ),
     "guard, patterns 8x64": Guarded(
         "patterns alone on 8 rows of 64 tokens, every step, stopping after the last guarded layer",
         {"rows_per_step": 8, "pool_rows": 32},
