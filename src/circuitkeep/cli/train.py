@@ -37,7 +37,8 @@ def run(config: DictConfig) -> None:
     if circuit is not None:
         _check_circuit(circuit, model, config)
     data = data_module(config.data, tokenizer)
-    task = construct(config.task, model=model)
+    reads_text = {"tokenizer": tokenizer} if "tokenizer" in config.task else {}
+    task = construct(config.task, model=model, **reads_text)
     trainer = _trainer(config, _callbacks(config, circuit, tokenizer))
     _fit(trainer, task, data, resume)
     if trainer.is_global_zero:
@@ -97,7 +98,8 @@ def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> l
         if name == "progress" and not config.trainer.enable_progress_bar:
             continue
         if name == "preservation":
-            if circuit is None or config.penalty.weight == 0:
+            nothing = config.penalty.weight == 0 and config.penalty.constraint is None
+            if circuit is None or nothing:
                 continue
             given = {
                 "circuit": circuit,
