@@ -16,6 +16,8 @@ from circuitkeep.bench.suites import LEAST_REPEATS, Findings, Progress, Suite
 from circuitkeep.circuits import Head
 
 GUARD = "guard"
+POOL_ROWS = 4
+"""Rows to draw from: what a step takes does not depend on it, and 512 long rows fill a memory."""
 AXES = ("guarded heads", "tokens per training row", "tokens per probe row", "layers")
 
 
@@ -43,7 +45,7 @@ class GrowthSuite(Suite):
     """
 
     guarded: Sequence[int] = (3, 1, 12, 48)
-    lengths: Sequence[int] = (256, 128, 1024, 4096)
+    lengths: Sequence[int] = (256, 128, 512, 1024)
     probe_lengths: Sequence[int] = (32, 128, 1024, 4096)
     sizes: Sequence[int] = (6, 3, 12)
     rows: int = 2
@@ -99,6 +101,7 @@ class GrowthSuite(Suite):
             contenders=(GUARD,),
             heads_guarded=[str(head) for head in order[:guarded]],
             probe_length=probe_length,
+            pool_rows=POOL_ROWS,
             precision=self.precision,
             layers=layers,
             heads=self.heads,

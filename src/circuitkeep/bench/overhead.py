@@ -51,7 +51,8 @@ class OverheadSuite(Suite):
         steps: Timed per round and contender, after one on a single row that is not.
         contenders: Those to measure; all if None. The plain step is always among them.
         heads_guarded: Written ``L5H1``.
-        probe_length: Tokens per probe row of the contender ``guard``.
+        probe_length, pool_rows: Tokens per probe row, and rows to draw from, of the contender
+            ``guard``.
         precision: Of Lightning's trainer: ``32-true`` or ``bf16-mixed``.
         layers, heads, d_model, vocab: The model's shape.
         seed: Of weights and tokens.
@@ -68,6 +69,7 @@ class OverheadSuite(Suite):
     contenders: Sequence[str] | None = None
     heads_guarded: Sequence[str] = ("L4H11", "L5H5", "L6H9")
     probe_length: int = 32
+    pool_rows: int = 512
     precision: str = "32-true"
     layers: int = 12
     heads: int = 12
@@ -201,7 +203,8 @@ class OverheadSuite(Suite):
             reference=folder / f"{len(self._guards)}.safetensors",
         )
         if one.budget is None:
-            return make(every_n_steps=1, **one.settings), one
+            settings = {"pool_rows": self.pool_rows, **one.settings}
+            return make(every_n_steps=1, **settings), one
         chooses = make(budget=one.budget, **one.settings)
         shape = (MEASURED_STEPS, self.rows, self.length)
         generator = torch.Generator().manual_seed(self.seed)
