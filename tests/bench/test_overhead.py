@@ -43,6 +43,7 @@ def test_every_contender_is_measured_beside_the_plain_step(findings):
     for name, cost in findings.costs.items():
         assert len(cost.seconds) == 5
         assert min(cost.seconds) > 0, name
+        assert min(cost.cpu_seconds) > 0, name
         assert cost.peak_bytes > 0, name
     assert findings.ratio(PLAIN).median == 1
     assert findings.floor(PLAIN) == 0
@@ -77,9 +78,13 @@ def test_a_guard_with_a_budget_is_charged_by_what_it_chose():
 
 
 def test_the_cost_of_a_due_step_is_shared_out():
-    costs = {PLAIN: Cost("", [1.0, 2.0], 100, 1), "guard": Cost("", [1.5, 2.5], 110, 1, 1.1, 5)}
+    costs = {
+        PLAIN: Cost("", [1.0, 2.0], [1.0, 1.0], 100, 1),
+        "guard": Cost("", [1.5, 2.5], [1.2, 1.1], 110, 1, 1.1, 5),
+    }
     findings = OverheadFindings(costs, {}, 2, {})
     assert findings.ratio("guard") == pytest.approx((1.075, 1.05, 1.1))
+    assert findings.cpu_ratio("guard") == pytest.approx((1.03, 1.02, 1.04))
     assert findings.floor("guard") == pytest.approx(0.02)
 
 

@@ -133,16 +133,18 @@ class Point:
     def content(self) -> Mapping[str, Any]:
         """All figures, in plain types."""
         plain, guard = self.costs.costs[PLAIN], self.costs.costs[GUARD]
-        added = spread([g - p for g, p in zip(guard.seconds, plain.seconds, strict=True)])
+        pairs = zip(guard.seconds, plain.seconds, strict=True)
+        added = spread([(g - p) / guard.every_n for g, p in pairs])
         return {
             "axis": self.axis,
             "value": self.value,
             "plain_s": spread(plain.seconds).median,
             "added_s": added._asdict(),
             "times_plain": self.costs.ratio(GUARD)._asdict(),
+            "cpu_times_plain": self.costs.cpu_ratio(GUARD)._asdict(),
             "floor": 1 + self.costs.floor(GUARD),
             "plain_flops": plain.flops,
-            "added_flops": guard.flops - plain.flops,
+            "added_flops": (guard.flops - plain.flops) / guard.every_n,
             "plain_peak_bytes": plain.peak_bytes,
             "added_peak_bytes": guard.peak_bytes - plain.peak_bytes,
         }
@@ -158,7 +160,7 @@ class GrowthFindings(Findings):
         """See `Findings.shown`."""
         table = Table(title="\nA training step with the guard", title_justify="left", box=None)
         table.add_column("", no_wrap=True)
-        for name in ("plain s", "added ms", "times plain", "floor", "added MiB"):
+        for name in ("plain s", "added ms", "times plain", "CPU time", "floor", "added MiB"):
             table.add_column(name, justify="right", no_wrap=True)
         for point in self.points:
             one = point.content()
@@ -169,12 +171,14 @@ class GrowthFindings(Findings):
                 f"{one['plain_s']:.3g}",
                 f"{1000 * one['added_s']['median']:.3g}",
                 f"{ratio['median']:.3f} [{ratio['least']:.2f}, {ratio['most']:.2f}]",
+                f"{one['cpu_times_plain']['median']:.3f}",
                 f"{one['floor']:.3f}",
                 f"{one['added_peak_bytes'] / 2**20:.1f}",
             )
         first = self.points[0].costs
         notes = [
             f"Median of {first.repeats} rounds [least, most]; times are compared within a round. "
+            "CPU time is the same of the processor's time, which other processes do not lengthen. "
             "Floor: operations of matrix products, times plain. Added MiB: by how much the most "
             "memory that tensors take grows.",
             ", ".join(f"{key} {value}" for key, value in first.machine.items()),

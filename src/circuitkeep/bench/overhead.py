@@ -137,10 +137,10 @@ class OverheadSuite(Suite):
         wanted = (PLAIN, *(n for n in self.names[1:] if n in (self.contenders or self.names)))
         total, done = len(wanted) * (self.repeats + 1), 0
         counted: dict[str, tuple[int, int]] = {}
-        times: dict[str, list[float]] = {name: [] for name in wanted}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
         with tempfile.TemporaryDirectory() as folder:
 
-            def fit(name: str, counts: bool = False) -> tuple[float, Tensor, tuple[int, int]]:
+            def fit(name: str, counts: bool = False) -> tuple[tuple[float, float], Tensor, Any]:
                 gc.collect()  # a module and its callbacks hold each other
                 module, callbacks = self._contender(name, subject, tokens, Path(folder))
                 unused = subject.model if name == "bridge hooks" else subject.bridge
@@ -161,7 +161,8 @@ class OverheadSuite(Suite):
                     done += 1
         costs = {}
         for name in wanted:
-            measured = times[name], *counted[name]
+            seconds, cpu_seconds = zip(*times[name], strict=True)
+            measured = seconds, cpu_seconds, *counted[name]
             if name in self._guards:
                 _, one = self._guards[name]
                 costs[name] = Cost(one.about, *measured, one.claim, one.every_n)
@@ -224,8 +225,8 @@ class OverheadSuite(Suite):
         callbacks: list[Callback],
         device: torch.device,
         watch: Clock,
-    ) -> tuple[float, Tensor, tuple[int, int]]:
-        """Seconds per step after the first, the losses, and what `watch` counted."""
+    ) -> tuple[tuple[float, float], Tensor, tuple[int, int]]:
+        """Both times per step after the first, the losses, and what `watch` counted."""
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -242,7 +243,8 @@ class OverheadSuite(Suite):
             trainer.fit(module)
         module.model.zero_grad(set_to_none=True)
         counted = (watch.flops, watch.peak_bytes) if isinstance(watch, Counter) else (0, 0)
-        return watch.seconds / self.steps, torch.stack(module.losses).cpu(), counted
+        times = watch.seconds / self.steps, watch.cpu_seconds / self.steps
+        return times, torch.stack(module.losses).cpu(), counted
 
 
 def _agree(name: str, losses: Tensor, plain: Tensor) -> None:

@@ -22,6 +22,7 @@ class Cost:
     Attributes:
         about: What it does.
         seconds: Per step, the mean of each round.
+        cpu_seconds: The same in time of the processor, which other processes do not lengthen.
         flops: Of one step, floating-point operations of matrix products and convolutions.
         peak_bytes: The most memory that tensors took during a step, weights and all.
         claim: See `Guarded`; None for rivals.
@@ -30,6 +31,7 @@ class Cost:
 
     about: str
     seconds: Sequence[float]
+    cpu_seconds: Sequence[float]
     flops: int
     peak_bytes: int
     claim: float | None = None
@@ -54,11 +56,13 @@ class OverheadFindings(Findings):
 
     def ratio(self, name: str) -> Spread:
         """How many times as long as a plain step, in the same round; on average over all steps."""
-        plain = self.costs[PLAIN].seconds
-        its, every_n = self.costs[name].seconds, self.costs[name].every_n
-        return spread(
-            [1 + (one / other - 1) / every_n for one, other in zip(its, plain, strict=True)]
-        )
+        cost, plain = self.costs[name], self.costs[PLAIN]
+        return _ratio(cost.seconds, plain.seconds, cost.every_n)
+
+    def cpu_ratio(self, name: str) -> Spread:
+        """The same in time of the processor."""
+        cost, plain = self.costs[name], self.costs[PLAIN]
+        return _ratio(cost.cpu_seconds, plain.cpu_seconds, cost.every_n)
 
     def floor(self, name: str) -> float:
         """Operations that are added, as a share of a plain step's: the least time to expect."""
@@ -74,12 +78,12 @@ class OverheadFindings(Findings):
         work = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.work.items())
         table = Table(title=f"\nA training step: {work}", title_justify="left", box=None)
         table.add_column("", no_wrap=True)
-        for name in ("seconds", "times plain", "floor", "mem", "claim"):
+        for name in ("seconds", "times plain", "CPU time", "floor", "mem", "claim"):
             table.add_column(name, justify="right", no_wrap=True)
         for name, cost in self.costs.items():
             seconds = f"{spread(cost.seconds).median:.3g}"
             if name == PLAIN:
-                table.add_row(name, seconds, "", "", f"{cost.peak_bytes / 2**20:.0f} MiB", "")
+                table.add_row(name, seconds, "", "", "", f"{cost.peak_bytes / 2**20:.0f} MiB", "")
                 continue
             median, least, most = self.ratio(name)
             claim = ""
@@ -89,14 +93,16 @@ class OverheadFindings(Findings):
                 name,
                 seconds,
                 f"{median:.3f} [{least:.2f}, {most:.2f}]",
-                f"{1 + self.floor(name):.2f}",
+                f"{self.cpu_ratio(name).median:.3f}",
+                f"{1 + self.floor(name):.3f}",
                 f"{self.memory(name):.2f}",
                 claim,
             )
         notes = [
             f"Median of {self.repeats} rounds [least, most]; ratios are taken within a round. "
             "Seconds and mem are those of a step in which the penalty is due; times plain and "
-            "floor are averages over all steps. Floor: operations of matrix products, times "
+            "floor are averages over all steps; CPU time is the same of the processor's time, "
+            "which other processes do not lengthen. Floor: operations of matrix products, times "
             "plain. Mem: the most memory that tensors take, times plain.",
             *(f"{name}: {cost.about}." for name, cost in self.costs.items()),
             ", ".join(f"{key} {value}" for key, value in self.machine.items()),
@@ -111,6 +117,7 @@ class OverheadFindings(Findings):
             "work": dict(self.work),
             "plain": {
                 "seconds": list(plain.seconds),
+                "cpu_seconds": list(plain.cpu_seconds),
                 "flops": plain.flops,
                 "peak_bytes": plain.peak_bytes,
             },
@@ -119,7 +126,9 @@ class OverheadFindings(Findings):
                     "name": name,
                     "about": cost.about,
                     "seconds": list(cost.seconds),
+                    "cpu_seconds": list(cost.cpu_seconds),
                     "times_plain": self.ratio(name)._asdict(),
+                    "cpu_times_plain": self.cpu_ratio(name)._asdict(),
                     "flops": cost.flops,
                     "floor": 1 + self.floor(name),
                     "peak_bytes": cost.peak_bytes,
@@ -134,3 +143,7 @@ class OverheadFindings(Findings):
                 if name != PLAIN
             ],
         }
+
+
+def _ratio(its: Sequence[float], plain: Sequence[float], every_n: int) -> Spread:
+    return spread([1 + (one / other - 1) / every_n for one, other in zip(its, plain, strict=True)])
