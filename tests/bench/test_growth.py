@@ -3,6 +3,7 @@ import json
 import pytest
 
 from circuitkeep.bench.growth import AXES, GrowthSuite
+from circuitkeep.bench.growth_plot import draw
 
 TINY = {
     "guarded": (2, 1),
@@ -42,6 +43,15 @@ def test_one_thing_is_varied_at_a_time(findings):
 
 
 TINY_VALUES = dict(zip(AXES, (1, 48, 64, 4), strict=True))
+
+
+def test_a_panel_per_axis(findings, tmp_path):
+    content = findings.content()
+    base = dict(zip(AXES, content["bases"], strict=True))
+    assert base == dict(zip(AXES, (2, 24, 24, 2), strict=True))
+    draw(content["points"], base, tmp_path / "growth.svg")
+    drawn = (tmp_path / "growth.svg").read_text(encoding="utf-8")
+    assert drawn.count('id="axes_') == len(AXES)
 
 
 def test_progress_goes_up_to_the_end(findings, told):

@@ -77,11 +77,16 @@ class GrowthSuite(Suite):
             costs = suite.run(_share(progress, f"{axis} {value}", number, len(points)))
             assert isinstance(costs, OverheadFindings)
             found.append(Point(axis, value, costs))
-        return GrowthFindings(found)
+        return GrowthFindings(found, self._base())
+
+    def _base(self) -> list[int]:
+        return [values[0] for values in self._varied()]
+
+    def _varied(self) -> tuple[Sequence[int], ...]:
+        return self.guarded, self.lengths, self.probe_lengths, self.sizes
 
     def _points(self) -> Iterator[tuple[str, int, OverheadSuite]]:
-        varied = (self.guarded, self.lengths, self.probe_lengths, self.sizes)
-        base = [values[0] for values in varied]
+        varied, base = self._varied(), self._base()
         yield "base", base[0], self._suite(*base)
         for place, axis in enumerate(AXES):
             for value in varied[place][1:]:
@@ -152,9 +157,10 @@ class Point:
 
 @dataclass(frozen=True)
 class GrowthFindings(Findings):
-    """All points, the base first."""
+    """All points, the base first, and what the base has on each of `AXES`."""
 
     points: Sequence[Point]
+    bases: Sequence[int]
 
     def shown(self) -> list[RenderableType]:
         """See `Findings.shown`."""
@@ -191,5 +197,6 @@ class GrowthFindings(Findings):
         return {
             "machine": dict(first.machine),
             "base": dict(first.work),
+            "bases": list(self.bases),
             "points": [dict(point.content()) for point in self.points],
         }
