@@ -91,7 +91,7 @@ def score_asked(
 def asked_of(
     hidden: Float[Tensor, "row pos d_model"], batch: ProbeBatch
 ) -> Float[Tensor, "copy answer d_model"]:
-    """The residual stream where the answers are asked for, of copies of the batch's rows in turn."""
+    """The residual stream where answers are asked for, of copies of the batch's rows in turn."""
     return hidden.unflatten(0, (-1, len(batch)))[:, batch.answer_row, batch.answer_position]
 
 
@@ -101,7 +101,7 @@ def score_asked_streams(
     batch: ProbeBatch,
     metric: Metric,
 ) -> Float[Tensor, "copy batch"]:
-    """`score_logits`, from the residual stream after the last layer, where the answers are asked for.
+    """`score_logits`, from the residual stream after the last layer, where answers are asked for.
 
     Only the answers are unembedded. Rows differ in where they are asked, so the positions that
     some row is asked at are many more than each row's own, and a vocabulary is wide.
