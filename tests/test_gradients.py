@@ -5,6 +5,7 @@ train nothing at all.
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,13 @@ from torch.testing import assert_close
 from circuitkeep.capture import attach, probe_mode
 from circuitkeep.circuits import Circuit, Head, Role
 from circuitkeep.penalties import (
+    AttributionDrift,
     BehaviourKL,
+    CompositionDrift,
+    EffectDrift,
     HeadOutputDrift,
     HeadScoreFloor,
+    HeadWeightDrift,
     PatternDivergence,
     Sum,
 )
@@ -45,6 +50,8 @@ PENALTIES = {
     "output-result-cosine": (HeadOutputDrift("result", "cosine"), "qkvo"),
     "floor": (HeadScoreFloor(0.0), "qk"),
     "behaviour": (BehaviourKL(), "qkvo"),
+    "attribution": (AttributionDrift(), "qkvo"),
+    "effect": (EffectDrift(), "qkvo"),
     "sum": (
         Sum({"pattern": PatternDivergence(), "output": HeadOutputDrift(), "kl": BehaviourKL()}),
         "qkvo",
@@ -121,7 +128,7 @@ def test_gradients_reach_what_they_should_and_nothing_else(
         assert touched == (x in reached), x
         assert below[x].grad.any(), f"{x} of the layer below, which the guarded heads read"
     # Heads that are not guarded: their own part of the weights stays out of it.
-    if name not in ("behaviour", "sum"):
+    if name not in ("behaviour", "effect", "sum"):
         assert not here["q"].grad[16:].any()
         assert not here["k"].grad[8:].any()
         if "v" in reached:
@@ -142,6 +149,52 @@ def test_both_backends_give_one_gradient(name, base, changed, reference, as_brid
     for one, other in zip(*grads, strict=True):
         # Inside the bridge, parts are computed in single precision.
         assert_close(one, other, atol=1e-7, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bridged", [False, True], ids=["hf", "bridge"])
+def test_weights_reach_the_guarded_heads_and_nothing_else(
+    bridged, base, changed, reference, as_bridge
+):
+    penalty, model, was = HeadWeightDrift(), copy.deepcopy(changed), base
+    if bridged:
+        model, was = as_bridge(model), as_bridge(base)
+    before = reference(penalty, attach(was))
+    assert value(penalty, attach(was), before).item() == 0
+    backend = attach(model)
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    loss = value(penalty, backend, before)
+    assert loss.item() > 1e-3
+    assert not calls, "weights need no pass"
+    loss.backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert len(touched) == 4
+    here, _ = projections(model)
+    for x, own in {"q": 16, "k": 8, "v": 8}.items():
+        assert here[x].grad[:own].any(dim=1).all()
+        assert not here[x].grad[own:].any()
+    assert here["o"].grad[:, :16].any(dim=0).all()
+    assert not here["o"].grad[:, 16:].any()
+
+
+@pytest.mark.parametrize("kind", ["Q", "K", "V"])
+def test_composition_reaches_writer_and_reader_and_nothing_else(kind, base, changed):
+    circuit = replace(
+        GUARDED, roles=(Role("induction", (Head(1, 0),)), Role("previous-token", (Head(0, 1),)))
+    )
+    penalty, model = CompositionDrift(kind), copy.deepcopy(changed)
+    batch = probe_rows(circuit, attach(base), None, "train", 6, 0, PROBE)
+    before = capture_reference(attach(base), circuit, batch, penalty.needs, False, NOTHING)
+    rows, kept = before.select(torch.arange(2), torch.device("cpu"))
+    now, _ = observe(attach(model), rows, circuit, penalty.needs)
+    penalty(now, kept, rows.labels).backward()
+    here, below = projections(model)
+    here, below = (
+        {x for x, w in layer.items() if w.grad is not None and w.grad.any()}
+        for layer in (here, below)
+    )
+    assert here == set("vo" if kind == "V" else "qk")
+    assert below == set("vo")
 
 
 def in_double(model):

@@ -5,8 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from circuitkeep.capture import attach, probe_mode
+from circuitkeep.causal.ablation import ablation_effect
+from circuitkeep.causal.attribution import direct_attribution
 from circuitkeep.circuits import Circuit, Head, Role
-from circuitkeep.penalties import Activations
+from circuitkeep.penalties import Activations, AttributionDrift
 from circuitkeep.probes import ProbeBatch, RepeatedTokens
 from circuitkeep.probing import probe_rows
 from circuitkeep.reference import (
@@ -279,3 +281,85 @@ def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(backend, monkeypatc
     order = torch.cat([(answers == 2).nonzero()[:, 0], (answers == 0).nonzero()[:, 0]])
     assert torch.equal(picked.tokens, some.tokens[order])
     assert torch.equal(picked.log_probs, some.log_probs[order])
+
+
+def test_weights_are_kept_saved_and_asked_for_beside_rows(backend, batch, tmp_path):
+    needs = ("weights", "pattern")
+    reference = capture_reference(backend, CIRCUIT, batch, needs, False, PRINT)
+    reference.save(tmp_path / "reference.safetensors")
+    loaded = load_reference(tmp_path / "reference.safetensors", PRINT)
+    rows, before = loaded.select(torch.arange(3), backend.device)
+    now, _ = observe(backend, rows, CIRCUIT, needs)
+    assert_close(before.pattern, now.pattern)
+    for name in ("W_Q", "W_K", "W_V", "W_O"):
+        assert_close(getattr(before, name), getattr(now, name), rtol=0, atol=0)
+        assert getattr(now, name).requires_grad
+    assert before.turns.shape[:2] == (2, 6)
+    alone = capture_reference(backend, CIRCUIT, batch, ("weights",), False, PRINT)
+    assert alone.activations.pattern is None
+    # A question about weights leaves the pass of the others as it is.
+    (weights, both), logits = observe_all(
+        backend,
+        [Question(rows, CIRCUIT, frozenset({need})) for need in ("weights", "pattern")],
+    )
+    assert logits is None
+    assert weights.pattern is None
+    assert_close(both.pattern, now.pattern)
+
+
+def test_attribution_is_that_of_the_heads(backend, batch):
+    """As `direct_attribution` has it, which takes the whole model apart."""
+    reference = capture_reference(backend, CIRCUIT, batch, ("attribution",), False, PRINT)
+    said = reference.activations.attribution
+    known = direct_attribution(backend, batch).heads
+    heads = CIRCUIT.heads
+    for row in batch.answer_row.unique().tolist():
+        own = said[batch.answer_row == row].mean(0)
+        for place, head in enumerate(heads):
+            assert own[place].item() == pytest.approx(
+                known[row, head.layer, head.index].item(), abs=1e-4
+            )
+    rows, before = reference.select(torch.tensor([5, 0, 39]), backend.device)
+    now, logits = observe(backend, rows, CIRCUIT, ("attribution",))
+    assert logits is None, "the pass stops at the last guarded head"
+    assert AttributionDrift()(now, before, rows.labels).item() == pytest.approx(0, abs=1e-9)
+    assert before.attribution.abs().max() > 0.1
+
+
+def test_attribution_against_distractors(backend, batch):
+    batch = replace(batch, distractor=(batch.answer + 1) % 30)
+    reference = capture_reference(backend, CIRCUIT, batch, ("attribution",), False, PRINT)
+    known = direct_attribution(backend, batch).heads
+    head = CIRCUIT.heads[1]
+    own = reference.activations.attribution[batch.answer_row == 3, 1].mean()
+    assert own.item() == pytest.approx(known[3, head.layer, head.index].item(), abs=1e-4)
+
+
+def test_effect_is_what_ablation_costs(backend, batch, tmp_path):
+    reference = capture_reference(backend, CIRCUIT, batch, ("effect", "z"), False, PRINT)
+    assert reference.activations.log_probs is None, "a pool of them would be large"
+    cost = ablation_effect(backend, CIRCUIT.heads, batch)
+    answers = reference.activations.effect
+    own = torch.stack([answers[batch.answer_row == row].mean() for row in range(len(batch))])
+    assert_close(own, cost.to(own), atol=1e-5, rtol=1e-4, equal_nan=True)
+    reference.save(tmp_path / "reference.safetensors")
+    loaded = load_reference(tmp_path / "reference.safetensors", PRINT)
+    rows, before = loaded.select(torch.tensor([5, 0, 39]), backend.device)
+    with probe_mode(backend.model):
+        now, _ = observe(backend, rows, CIRCUIT, ("effect",))
+    assert_close(now.effect, before.effect, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("need", ["attribution", "effect"])
+def test_without_answers_nothing_is_attributed(backend, batch, need):
+    none = torch.zeros(0, dtype=torch.long)
+    batch = replace(batch, answer_row=none, answer_position=none, answer=none)
+    with pytest.raises(ValueError, match="the probe has no answers"):
+        capture_reference(backend, CIRCUIT, batch, (need,), False, PRINT)
+
+
+@pytest.mark.parametrize("need", ["attribution", "effect"])
+def test_in_shards_they_are_refused(backend, batch, need):
+    backend.sharded = True
+    with pytest.raises(ValueError, match="FSDP"):
+        capture_reference(backend, CIRCUIT, batch, (need,), False, PRINT)

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from circuitkeep.capture import attach, interface
 from circuitkeep.capture.affine import read_affine, read_norm
 from circuitkeep.capture.hf import HFBackend
-from circuitkeep.capture.weights import head_weights, token_weights
+from circuitkeep.capture.weights import head_maps, head_turns, head_weights, token_weights
+from circuitkeep.circuits import Head
 
 KINDS = ["gpt2", "opt", "llama", "qwen3", "neox", "mistral", "gemma2"]
 MORE = {
@@ -145,6 +146,49 @@ def test_the_turned_product_is_the_score(kind, make, tokens):
 def test_without_rotation_the_product_is_the_same_at_every_offset(make):
     weights = head_weights(make("gpt2"))
     assert weights.qk(3)[0] is weights.qk(0)[0]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *MORE, "native"])
+def test_the_maps_of_heads_are_their_weights_and_biases(kind, make):
+    model = native(positional_embedding_type="rotary") if kind == "native" else make(kind)
+    backend, weights = attach(model), head_weights(model)
+    heads = [Head(1, 3), Head(0, 1)]
+    maps = head_maps(backend, heads)
+    rotary = kind not in ("gpt2", "opt")
+    for place, head in enumerate(heads):
+        for name in ("Q", "K", "V"):
+            own = getattr(maps, f"W_{name}")[place]
+            bias = getattr(weights, f"b_{name}")
+            assert_close(own[:-1], getattr(weights, f"W_{name}")[head.layer, head.index])
+            if bias is None or (name == "K" and not rotary):
+                assert not own[-1].any()
+            else:
+                assert_close(own[-1], bias[head.layer, head.index])
+        assert_close(maps.W_O[place], weights.W_O[head.layer, head.index])
+
+
+@pytest.mark.parametrize("kind", [*ROTARY, "qwen3", "native"])
+def test_turns_are_those_of_the_products(kind, make):
+    model = native(positional_embedding_type="rotary") if kind == "native" else make(kind)
+    weights, backend = head_weights(model), attach(model)
+    turns = head_turns(backend, [Head(1, 2), Head(0, 0)])
+    offsets = [0, *(2**n for n in range(20) if 2**n < backend.context_length)]
+    assert turns.shape[1] == len(offsets)
+    for place, (layer, head) in enumerate([(1, 2), (0, 0)]):
+        for turn, offset in zip(turns[place][:6], offsets[:6], strict=True):
+            turned = weights.W_Q[layer, head] @ turn
+            assert_close(turned, weights.qk(offset)[0][layer, head], atol=1e-5, rtol=1e-5)
+
+
+def test_without_rotation_there_are_no_turns(make):
+    assert head_turns(attach(make("gpt2")), [Head(0, 0)]) is None
+
+
+def test_weights_in_shards_are_refused(make):
+    backend = attach(make("llama"))
+    backend.sharded = True
+    with pytest.raises(ValueError, match="FSDP holds them in shards; leave the terms"):
+        head_maps(backend, [Head(0, 0)])
 
 
 def test_yarn_without_its_temperature(make):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from circuitkeep.capture import attach
 from circuitkeep.capture.affine import Affine
 from circuitkeep.capture.base import Backend
 from circuitkeep.capture.layouts import projections, rotation, token_maps
+from circuitkeep.circuits import Head
 
 _Turn = Callable[[Tensor, int], Tensor]
 
@@ -163,6 +165,82 @@ def head_weights(
     return HeadWeights(chosen, w_q, w_k, w_v, w_o, b_q, b_k, b_v, b_o, turns)
 
 
+@dataclass(frozen=True)
+class HeadMaps:
+    """What some heads do to the residual stream; its last coordinate, 1, multiplies their biases.
+
+    Attributes:
+        W_Q: Queries.
+        W_K: Keys. Without rotary turning their bias is left out: it adds as much to the scores of
+            all keys.
+        W_V: Values.
+        W_O: What a head's output becomes in the residual stream.
+    """
+
+    W_Q: Float[Tensor, "head d_model_1 d_head"]
+    W_K: Float[Tensor, "head d_model_1 d_head"]
+    W_V: Float[Tensor, "head d_model_1 d_value"]
+    W_O: Float[Tensor, "head d_value d_model"]
+
+
+def head_maps(backend: Backend, heads: Sequence[Head]) -> HeadMaps:
+    """Read the weights of some heads with their biases, norms not folded in.
+
+    Raises:
+        ValueError: If a layout is not known (see `head_weights`), or processes hold shards of the
+            weights.
+    """
+    if backend.sharded:
+        raise ValueError(
+            "the weights of heads are read outside the model's forward pass, where FSDP holds them "
+            "in shards; leave the terms that need weights out, or train by DDP"
+        )
+    places = sorted(range(len(heads)), key=lambda place: heads[place].layer)
+    found = []
+    # One layer at a time, as several would be copied, and its heads together, because each reading
+    # costs the backward pass a gradient as large as the parameter.
+    for number, own in groupby(places, key=lambda place: heads[place].layer):
+        layer = head_weights(backend, [number])
+        index = [heads[place].index for place in own]
+        group = [i * layer.kv_W_K.shape[1] // layer.W_Q.shape[1] for i in index]
+        key_bias = layer.kv_b_K if layer._turns[0] else None
+        found.append(
+            (
+                _augmented(layer.W_Q, layer.b_Q, index),
+                _augmented(layer.kv_W_K, key_bias, group),
+                _augmented(layer.kv_W_V, layer.kv_b_V, group),
+                layer.W_O[0, index],
+            )
+        )
+    back = sorted(range(len(places)), key=places.__getitem__)
+    return HeadMaps(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def head_turns(
+    backend: Backend, heads: Sequence[Head]
+) -> Float[Tensor, "head offset d_head d_head"] | None:
+    """How rotary models turn queries at the offsets 0, 1, 2, 4 ... within the context.
+
+    Returns:
+        The score at offset ``o`` is ``x W_Q turn W_K^T y``. None if no head's queries are turned.
+
+    Raises:
+        ValueError: If the model turns queries in a way that is not known; see `HeadWeights.qk`.
+    """
+    turns = {head.layer: rotation(backend, head.layer) for head in heads}
+    if not any(turns.values()):
+        return None
+    width = head_maps(backend, heads[:1]).W_Q.shape[-1]
+    unit = torch.eye(width, device=backend.device)[None]
+    offsets = [0, *(2**n for n in range((backend.context_length - 1).bit_length()))]
+
+    def of(turn: _Turn | None) -> Tensor:
+        return torch.stack([unit[0] if turn is None else turn(unit, o)[0] for o in offsets])
+
+    return torch.stack([of(turns[head.layer]) for head in heads])
+
+
 def token_weights(model: nn.Module | Backend, fold_norm: bool = False) -> TokenWeights:
     """Read embedding and unembedding.
 
@@ -177,6 +255,12 @@ def token_weights(model: nn.Module | Backend, fold_norm: bool = False) -> TokenW
     backend = model if isinstance(model, Backend) else attach(model)
     embedding, unembedding = token_maps(backend, fold_norm)
     return TokenWeights(embedding, unembedding.matrix, unembedding.bias)
+
+
+def _augmented(matrices: Tensor, biases: Tensor | None, index: list[int]) -> Tensor:
+    chosen = matrices[0, index]
+    last = chosen.new_zeros(len(chosen), chosen.shape[2]) if biases is None else biases[0, index]
+    return torch.cat([chosen, last[:, None]], 1)
 
 
 def _stacked(parts: Sequence[Affine]) -> tuple[Tensor, Tensor | None]:

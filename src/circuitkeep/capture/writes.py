@@ -69,6 +69,41 @@ def writes(
     return Writes(resid[:, 0], result, biases, mlps, resid[:, -1], logits)
 
 
+def final_scale(
+    backend: Backend,
+    final: Float[Tensor, "batch kept d_model"],
+    logits: Float[Tensor, "batch kept vocab"],
+    w_u: Float[Tensor, "d_model vocab"],
+    b_u: Float[Tensor, " vocab"] | None,
+) -> Float[Tensor, "batch kept"]:
+    """What the final norm divided by, read off the logits themselves.
+
+    Args:
+        backend: Of the model, which is named in the message.
+        final: What the final norm read.
+        logits: What came of it.
+        w_u: The unembedding with that norm folded in.
+        b_u: Its bias.
+
+    Raises:
+        ValueError: If the logits are not a norm and an unembedding of the stream (a softcap).
+    """
+    # Read off, not computed: norms differ in where they add their epsilon.
+    raw = final.to(w_u) @ w_u
+    wide = logits.to(w_u)
+    shifted = wide if b_u is None else wide - b_u
+    scale = raw.square().sum(-1) / (raw * shifted).sum(-1)
+    tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+    error = (raw / scale[..., None] - shifted).abs().max()
+    if not error <= tolerance * shifted.abs().max():
+        raise ValueError(
+            f"the logits of {type(backend.model).__name__} are not a norm and an unembedding of "
+            f"the residual stream (largest difference {error.item():.2g}; a softcap?), so they "
+            "cannot be attributed directly; use patching instead"
+        )
+    return scale
+
+
 def _check(
     backend: Backend, layer: int, mlp: Tensor, resid: Tensor, outputs: Sequence[Tensor]
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitkeep.capture import Backend, probe_mode
 from circuitkeep.capture.weights import token_weights
-from circuitkeep.capture.writes import Writes, writes
+from circuitkeep.capture.writes import final_scale, writes
 from circuitkeep.causal.answers import (
     Metric,
     answer_slots,
@@ -79,7 +79,7 @@ def direct_attribution(backend: Backend, batch: ProbeBatch) -> DirectAttribution
     for part in chunks(batch, backend.device):
         positions, slot = answer_slots(part)
         parts = writes(backend, part.tokens, positions)
-        scale = _scale(backend, parts, weights.W_U, weights.b_U)
+        scale = final_scale(backend, parts.final, parts.logits, weights.W_U, weights.b_U)
         direction = _contrast(weights.W_U, part) / scale[part.answer_row, slot]
 
         def say(
@@ -157,26 +157,3 @@ def logit_lens(
             values.append(score_logits(logits, part, metric)[0])
         found.append(torch.stack(values, 1).cpu())
     return torch.cat(found)
-
-
-def _scale(
-    backend: Backend,
-    parts: Writes,
-    w_u: Float[Tensor, "d_model vocab"],
-    b_u: Float[Tensor, " vocab"] | None,
-) -> Float[Tensor, "batch kept"]:
-    """What the final norm divided by, read off the logits themselves."""
-    # Read off, not computed: norms differ in where they add their epsilon.
-    raw = parts.final.to(w_u) @ w_u
-    logits = parts.logits.to(w_u)
-    shifted = logits if b_u is None else logits - b_u
-    scale = raw.square().sum(-1) / (raw * shifted).sum(-1)
-    tolerance = 1e-3 if parts.logits.dtype in (torch.float32, torch.float64) else 5e-2
-    error = (raw / scale[..., None] - shifted).abs().max()
-    if not error <= tolerance * shifted.abs().max():
-        raise ValueError(
-            f"the logits of {type(backend.model).__name__} are not a norm and an unembedding of "
-            f"the residual stream (largest difference {error.item():.2g}; a softcap?), so they "
-            "cannot be attributed directly; use patching instead"
-        )
-    return scale

@@ -32,6 +32,44 @@ def factored_norm(
     return safe_sqrt((gram(a) * gram(b.mT)).sum((-2, -1))).to(wide)
 
 
+def product_drift(
+    a: Float[Tensor, "*head d r"],
+    b: Float[Tensor, "*head r e"],
+    kept_a: Float[Tensor, "*head d r"],
+    kept_b: Float[Tensor, "*head r e"],
+    turns: Float[Tensor, "*head turn r r"] | None = None,
+) -> Float[Tensor, "*head"]:
+    r"""Squared Frobenius distance of ``a b`` from ``kept_a kept_b``, over the square of the latter.
+
+    .. math:: AB - CD = [A - C, \; C] \begin{bmatrix} B \\ B - D \end{bmatrix}
+
+    so that Gram matrices of twice the rank do, and nothing cancels near the reference. With `turns`
+    both squares are means over :math:`A R_t B`.
+
+    Returns:
+        0 with gradient 0 where both factors are the same; 1 where ``a b`` is 0. Where what was kept
+        is 0, the distance itself.
+    """
+    wide, (a, b, c, d) = in_float64(a, b, kept_a, kept_b)
+    left = _mean_turned(gram(torch.cat([a - c, c], -1)), turns)
+    distance = (left * gram(torch.cat([b, b - d], -2).mT)).sum((-2, -1))
+    square = (_mean_turned(gram(c), turns) * gram(d.mT)).sum((-2, -1))
+    return (distance / square.masked_fill(square == 0, 1)).to(wide)
+
+
+def _mean_turned(
+    blocks: Float[Tensor, "*head n n"], turns: Float[Tensor, "*head turn r r"] | None
+) -> Float[Tensor, "*head n n"]:
+    """The mean of ``R^T G R`` over the turns, for each r x r block ``G``."""
+    if turns is None:
+        return blocks
+    turns = turns.double()
+    rank = turns.shape[-1]
+    parts = blocks.unflatten(-1, (-1, rank)).unflatten(-3, (-1, rank))
+    turned = torch.einsum("...osi,...asbt,...otj->...aibj", turns, parts, turns)
+    return turned.flatten(-2).flatten(-3, -2) / turns.shape[-3]
+
+
 def factored_singular_values(
     a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch r e"]
 ) -> Float[Tensor, "*batch value"]:

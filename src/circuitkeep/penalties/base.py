@@ -25,12 +25,33 @@ class Activations:
         log_probs: Next-token log-probabilities at the answer positions, fp32, in nats. A reference
             may hold them of `tokens` and, last, of all others together.
         tokens: Which those are: the likeliest at each answer; None for all tokens, in order.
+        answers: Log-probability of each answer, in nats; not in a reference.
+        written: Each guarded head's write into the residual stream at each answer.
+        direction: A reference alone: what the answer's logit was read along, per unit written.
+        attribution: A reference alone: `written` along `direction`, in logits.
+        effect: Log-probability of each answer less what it is with the guarded heads ablated, in
+            nats.
+        heads: Layer and index of each guarded head; not in a reference.
+        W_Q, W_K, W_V, W_O: Each guarded head's weights, the biases of the first three as last row.
+        turns: A reference alone: how rotary models turn queries at some offsets; None if they do
+            not.
     """
 
     pattern: Float[Tensor, "batch head query key"] | None = None
     output: Float[Tensor, "batch head query d"] | None = None
     log_probs: Float[Tensor, "answer vocab"] | None = None
     tokens: Int[Tensor, "answer top"] | None = None
+    answers: Float[Tensor, " answer"] | None = None
+    written: Float[Tensor, "answer head d_model"] | None = None
+    direction: Float[Tensor, "answer d_model"] | None = None
+    attribution: Float[Tensor, "answer head"] | None = None
+    effect: Float[Tensor, " answer"] | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    W_Q: Float[Tensor, "head d_model_1 d_head"] | None = None
+    W_K: Float[Tensor, "head d_model_1 d_head"] | None = None
+    W_V: Float[Tensor, "head d_model_1 d_value"] | None = None
+    W_O: Float[Tensor, "head d_value d_model"] | None = None
+    turns: Float[Tensor, "head offset d_head d_head"] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,7 @@ class Labels:
         return self.query_mask[:, None].expand_as(self.target_mask)
 
 
-Need = Literal["pattern", "z", "result", "log_probs"]
+Need = Literal["pattern", "z", "result", "log_probs", "answers", "weights", "attribution", "effect"]
 
 
 class Penalty(nn.Module):
@@ -83,7 +104,9 @@ class Penalty(nn.Module):
 
 
 def compared(
-    now: Activations, reference: Activations, name: Literal["pattern", "output", "log_probs"]
+    now: Activations,
+    reference: Activations,
+    name: Literal["pattern", "output", "log_probs", "effect", "W_Q", "W_K", "W_V", "W_O"],
 ) -> tuple[Tensor, Tensor]:
     """What the reference holds under `name`, without gradient and on the device of now; and now.
 

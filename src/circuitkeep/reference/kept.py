@@ -17,12 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from circuitkeep.capture import Backend, probe_mode
+from circuitkeep.capture.weights import head_maps, head_turns
 from circuitkeep.circuits import Circuit, dump_circuit
 from circuitkeep.files import replacing
 from circuitkeep.functional import coarse_log_probs
 from circuitkeep.penalties import Activations, Labels
+from circuitkeep.penalties.attribution import attributed
 from circuitkeep.penalties.base import Need
 from circuitkeep.probes import Probe, ProbeBatch
+from circuitkeep.reference.answers import answer_directions, mean_outputs
 from circuitkeep.reference.rows import GuardedRows, guard_rows, observe
 
 _CHUNK = 32
@@ -93,6 +96,8 @@ class Reference:
             ),
             rows.positions,
             rows.answer_slot[order[:, 1]],
+            None if rows.answer is None else rows.answer[order[:, 1]],
+            rows.means,
         ).to(device)
         there = index.to(device, non_blocking=True)
         answers = order[:, 1].to(device, non_blocking=True)
@@ -101,11 +106,15 @@ class Reference:
         def rows_of(value: Tensor | None, where: Tensor) -> Tensor | None:
             return None if value is None else value[where]
 
-        return picked, Activations(
-            rows_of(now.pattern, there),
-            rows_of(now.output, there),
-            rows_of(now.log_probs, answers),
-            rows_of(now.tokens, answers),
+        return picked, replace(
+            now,
+            pattern=rows_of(now.pattern, there),
+            output=rows_of(now.output, there),
+            log_probs=rows_of(now.log_probs, answers),
+            tokens=rows_of(now.tokens, answers),
+            direction=rows_of(now.direction, answers),
+            attribution=rows_of(now.attribution, answers),
+            effect=rows_of(now.effect, answers),
         )
 
     def to(self, device: torch.device) -> Reference:
@@ -145,34 +154,45 @@ def capture_reference(
 
     Gradient, dropout and random state are left alone; see `circuitkeep.capture.probe_mode`.
     """
-    pool = guard_rows(batch, circuit, all_queries)
-    whole = Reference(pool, Activations(), fingerprint)
+    pool = guard_rows(batch, circuit, all_queries, "attribution" in needs)
+    if "effect" in needs:
+        pool = replace(pool, means=mean_outputs(backend, circuit.heads, batch))
+    directions = answer_directions(backend, batch) if "attribution" in needs else None
+    whole = Reference(pool, Activations(direction=directions), fingerprint)
     parts: list[Activations] = []
+    of_rows = frozenset(needs) - {"weights", "answers"}
     with torch.no_grad(), probe_mode(backend.model):
-        for index in torch.arange(len(whole)).split(_CHUNK):
-            rows, _ = whole.select(index, backend.device)
-            parts.append(_kept(observe(backend, rows, circuit, needs)[0]))
+        for index in torch.arange(len(whole)).split(_CHUNK) if of_rows else ():
+            rows, before = whole.select(index, backend.device)
+            found = observe(backend, rows, circuit, of_rows)[0]
+            parts.append(_kept(found, before.direction, "log_probs" in needs))
 
-    def join(values: list[Tensor | None]) -> Tensor | None:
-        present = [value for value in values if value is not None]
+    def join(name: str) -> Tensor | None:
+        present = [value for part in parts if (value := getattr(part, name)) is not None]
         return torch.cat(present) if present else None
 
-    activations = Activations(
-        join([part.pattern for part in parts]),
-        join([part.output for part in parts]),
-        join([part.log_probs for part in parts]),
-        join([part.tokens for part in parts]),
-    )
+    activations = Activations(**{item.name: join(item.name) for item in fields(Activations)})  # type: ignore[arg-type]
+    if "weights" in needs:
+        maps = vars(head_maps(backend, circuit.heads))
+        kept = {name: value.detach().clone() for name, value in maps.items()}
+        turns = head_turns(backend, circuit.heads)
+        activations = replace(activations, **kept, turns=turns)
     return Reference(pool, activations, fingerprint)
 
 
-def _kept(found: Activations) -> Activations:
-    """With the likeliest tokens alone, where that takes less memory than all of them."""
-    log_probs = found.log_probs
-    if log_probs is None or log_probs.shape[1] <= 2 * (TOP_TOKENS + 1):
+def _kept(found: Activations, direction: Tensor | None, log_probs: bool) -> Activations:
+    """What a reference holds of it: of heads' writes what they say to the answer, and the likeliest
+    tokens alone, where that takes less memory than all of them."""
+    if direction is not None:
+        assert found.written is not None
+        said = attributed(found.written, direction)
+        found = replace(found, written=None, direction=direction, attribution=said)
+    if not log_probs or found.log_probs is None:
+        return replace(found, log_probs=None)
+    if found.log_probs.shape[1] <= 2 * (TOP_TOKENS + 1):
         return found
-    tokens = log_probs.topk(TOP_TOKENS).indices
-    coarse = coarse_log_probs(log_probs, tokens)
+    tokens = found.log_probs.topk(TOP_TOKENS).indices
+    coarse = coarse_log_probs(found.log_probs, tokens)
     return replace(found, log_probs=coarse, tokens=tokens.to(torch.int32))
 
 
@@ -214,7 +234,8 @@ def load_reference(
         stored[prefix][attribute] = value
     rows = GuardedRows(labels=Labels(**stored["labels"]), **stored["rows"])
     found = Fingerprint(**{item.name: header[item.name] for item in fields(Fingerprint)})
-    return Reference(rows, Activations(**stored["activations"]), found)
+    activations = Activations(**stored["activations"])  # type: ignore[arg-type]
+    return Reference(rows, activations, found)
 
 
 def fingerprint_probe(probe: Probe, rows: int, seed: int) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from circuitkeep.capture import Backend, Sites
+from circuitkeep.capture.weights import head_maps
 from circuitkeep.circuits import Circuit
 from circuitkeep.penalties import Activations, Labels
 from circuitkeep.penalties.base import Need
@@ -29,6 +30,8 @@ class GuardedRows:
         positions: Positions whose logits are computed, the same for every row; on the CPU, where
             those of several circuits are joined without waiting for the device.
         answer_slot: For each answer, where its position stands in `positions`.
+        answer: Its token.
+        means: What takes the place of the guarded heads' outputs when they are ablated.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -36,6 +39,8 @@ class GuardedRows:
     labels: Labels
     positions: Int[Tensor, " kept"]
     answer_slot: Int[Tensor, " answer"]
+    answer: Int[Tensor, " answer"] | None = None
+    means: Float[Tensor, "head d_head"] | None = None
 
     def to(self, device: torch.device | str) -> GuardedRows:
         """The same rows on another device, but for `positions`."""
@@ -50,16 +55,21 @@ class GuardedRows:
             labels,
             self.positions,
             move(self.answer_slot),
+            None if self.answer is None else move(self.answer),
+            None if self.means is None else move(self.means),
         )
 
 
-def guard_rows(batch: ProbeBatch, circuit: Circuit, all_queries: bool) -> GuardedRows:
+def guard_rows(
+    batch: ProbeBatch, circuit: Circuit, all_queries: bool, answers: bool = False
+) -> GuardedRows:
     """Choose the queries of each row and label them for each head of the circuit.
 
     Args:
         batch: Probe rows, on the CPU.
         circuit: Its roles are labelled by the batch.
         all_queries: Take every real position, not only those with a target.
+        answers: Take the positions of the answers too.
     """
     roles = [
         torch.stack([batch.targets[r.name] for r in circuit.roles if head in r.heads]).any(0)
@@ -67,6 +77,10 @@ def guard_rows(batch: ProbeBatch, circuit: Circuit, all_queries: bool) -> Guarde
     ]
     target = torch.stack(roles, dim=1)
     wanted = batch.mask if all_queries else target.any(3).any(1)
+    if answers:
+        wanted = wanted.index_put(
+            (batch.answer_row, batch.answer_position), torch.ones((), dtype=torch.bool)
+        )
     count = wanted.sum(1)
     # A stable descending sort puts the wanted positions first, in order.
     order = wanted.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
@@ -77,7 +91,7 @@ def guard_rows(batch: ProbeBatch, circuit: Circuit, all_queries: bool) -> Guarde
     chosen = target.transpose(1, 2)[rows, queries].transpose(1, 2) & query_mask[:, None, :, None]
     positions, answer_slot = torch.unique(batch.answer_position, return_inverse=True)
     labels = Labels(query_mask, chosen.any(-1), chosen, batch.answer_row)
-    return GuardedRows(batch.tokens, queries, labels, positions, answer_slot)
+    return GuardedRows(batch.tokens, queries, labels, positions, answer_slot, batch.answer)
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,8 @@ class Question:
         return Sites(
             pattern=heads if "pattern" in self.needs else (),
             z=heads if "z" in self.needs else (),
-            result=heads if "result" in self.needs else (),
-            logits="log_probs" in self.needs,
+            result=heads if {"result", "attribution"} & self.needs else (),
+            logits=bool({"log_probs", "effect"} & self.needs),
         )
 
 
@@ -126,8 +140,30 @@ def observe_all(
     """Run the model once, on the rows of all questions; see `observe`.
 
     Rows are padded on the right to the longest, where a causal model does not look. Positions
-    whose logits anybody wants are computed for all rows.
+    whose logits anybody wants are computed for all rows. Questions about weights alone take no
+    part in the pass; without others there is none.
     """
+    asking = [question for question in questions if question.needs != {"weights"}]
+    found, logits = _run(backend, asking) if asking else ([], None)
+    passed = iter(found)
+    answers = []
+    for question in questions:
+        now = Activations() if question.needs == {"weights"} else next(passed)
+        if "weights" in question.needs:
+            heads = question.circuit.heads
+            named = tuple((head.layer, head.index) for head in heads)
+            now = replace(now, heads=named, **vars(head_maps(backend, heads)))
+        if "answers" in question.needs:
+            now = replace(now, answers=_of_answers(now.log_probs, question.rows))
+        if "effect" in question.needs:
+            now = replace(now, effect=_effect(backend, question, now.log_probs))
+        answers.append(now)
+    return answers, logits
+
+
+def _run(
+    backend: Backend, questions: Sequence[Question]
+) -> tuple[list[Activations], Tensor | None]:
     tokens = [question.rows.tokens for question in questions]
     length = max(part.shape[1] for part in tokens)
     joined = torch.cat([pad(part, (0, length - part.shape[1])) for part in tokens])
@@ -154,10 +190,56 @@ def observe_all(
             assert logits is not None
             assert positions is not None
             places = torch.searchsorted(positions, rows.positions).to(backend.device)
-            values = logits[own][rows.labels.answer_row, places[rows.answer_slot]]
-            dtype = torch.promote_types(values.dtype, torch.float32)
-            log_probs = values.to(dtype).log_softmax(-1)
+            log_probs = _log_probs(logits[own], rows, places)
         pattern = found.pattern[own, ..., : rows.tokens.shape[1]] if sites.pattern else None
-        output = found.z if sites.z else found.result if sites.result else None
-        answers.append(Activations(pattern, None if output is None else output[own], log_probs))
+        site = {"z", "result"} & question.needs
+        output = getattr(found, site.pop())[own] if site else None
+        now = Activations(pattern, output, log_probs)
+        if "attribution" in question.needs:
+            now = replace(now, written=_at_answers(found.result[own], rows))
+        answers.append(now)
     return answers, logits
+
+
+def _log_probs(
+    logits: Float[Tensor, "batch kept vocab"], rows: GuardedRows, places: Int[Tensor, " position"]
+) -> Float[Tensor, "answer vocab"]:
+    """At the answers; `places` says where the rows' positions stand among those that were kept."""
+    values = logits[rows.labels.answer_row, places[rows.answer_slot]]
+    return values.to(torch.promote_types(values.dtype, torch.float32)).log_softmax(-1)
+
+
+def _at_answers(
+    result: Float[Tensor, "batch head query d_model"], rows: GuardedRows
+) -> Float[Tensor, "answer head d_model"]:
+    row = rows.labels.answer_row
+    position = rows.positions.to(row.device, non_blocking=True)[rows.answer_slot]
+    slot = (rows.queries[row] == position[:, None]).to(torch.uint8).argmax(1)
+    return result[row, :, slot]
+
+
+def _effect(
+    backend: Backend, question: Question, whole: Float[Tensor, "answer vocab"] | None
+) -> Float[Tensor, " answer"]:
+    """What ablating the guarded heads costs each answer, by a second pass over the rows."""
+    rows = question.rows
+    if backend.sharded:
+        raise ValueError(
+            "keeping the effect of an ablation needs a second pass, which has not been shown to be "
+            "right under FSDP; leave EffectDrift out, or train by DDP"
+        )
+    assert whole is not None
+    assert rows.means is not None
+    with backend.ablate(dict(zip(question.circuit.heads, rows.means, strict=True))):
+        logits = backend.forward(rows.tokens, rows.positions.to(backend.device))
+    assert logits is not None
+    places = torch.arange(len(rows.positions), device=logits.device)
+    return _of_answers(whole - _log_probs(logits, rows, places), rows)
+
+
+def _of_answers(
+    values: Float[Tensor, "answer vocab"] | None, rows: GuardedRows
+) -> Float[Tensor, " answer"]:
+    assert values is not None
+    assert rows.answer is not None
+    return values.gather(1, rows.answer[:, None])[:, 0]
