@@ -164,6 +164,42 @@ def test_other_heads(file):
     assert (control.probe, control.behaviour) == (circuit.probe, circuit.behaviour)
 
 
+def test_random_heads_are_as_many_others_of_the_same_layers(file):
+    circuit = load_circuit(file)
+    drawn = {seed: circuit.with_random_heads(4, seed) for seed in range(30)}
+    for seed, control in drawn.items():
+        assert control.name == f"induction-2L-random-{seed}"
+        assert [len(role.heads) for role in control.roles] == [1, 2]
+        assert [head.layer for head in control.heads] == [0, 1, 1]
+        assert not set(control.heads) & set(circuit.heads)
+    assert circuit.with_random_heads(4, 7) == drawn[7]
+    # Of the first layer each of the three others; of the second there are only two others.
+    assert {control.heads[0].index for control in drawn.values()} == {0, 2, 3}
+    assert {control.heads[1:] for control in drawn.values()} == {(Head(1, 1), Head(1, 2))}
+
+
+def test_named_heads_make_up_for_missing_others(file):
+    circuit = load_circuit(file).with_heads(
+        {
+            "previous-token": [Head(1, 0), Head(1, 1)],
+            "induction": [Head(1, 0), Head(1, 2)],  # L1H0 has two roles
+        },
+        "most",
+    )
+    control = circuit.with_random_heads(4, 0)
+    first, second = control.roles
+    assert len(control.heads) == 3
+    assert Head(1, 3) in control.heads
+    assert first.heads[0] == second.heads[0], "one head instead of one head"
+
+
+def test_all_heads(file):
+    control = load_circuit(file).with_all_heads(2, 3)
+    assert control.name == "induction-2L-all"
+    every = tuple(Head(layer, index) for layer in (0, 1) for index in (0, 1, 2))
+    assert [role.heads for role in control.roles] == [every, every]
+
+
 def test_circuits_can_be_keys(file):
     assert len({load_circuit(file), load_circuit(file)}) == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -143,6 +144,32 @@ class Circuit:
         """The same circuit under another name with other heads per role (for controls)."""
         roles = tuple(Role(role.name, tuple(heads[role.name])) for role in self.roles)
         return Circuit(name, roles, self.probe, self.behaviour, self.source)
+
+    def with_random_heads(self, n_heads: int, seed: int) -> Circuit:
+        """A control: the same circuit with as many other heads in each layer, drawn at random.
+
+        A head that stands in several roles is replaced by one head in all of them. Where a layer
+        has too few others, named heads make up the number.
+
+        Args:
+            n_heads: Of the model, per layer.
+            seed: The same seed draws the same heads.
+        """
+        drawn = random.Random(seed)
+        instead: dict[Head, Head] = {}
+        for layer in sorted({head.layer for head in self.heads}):
+            named = [head for head in self.heads if head.layer == layer]
+            others = sorted({Head(layer, i) for i in range(n_heads)} - set(named))
+            chosen = drawn.sample(others, min(len(named), len(others)))
+            chosen += drawn.sample(named, len(named) - len(chosen))
+            instead |= dict(zip(named, chosen, strict=True))
+        heads = {role.name: [instead[head] for head in role.heads] for role in self.roles}
+        return self.with_heads(heads, f"{self.name}-random-{seed}")
+
+    def with_all_heads(self, n_layers: int, n_heads: int) -> Circuit:
+        """A control: the same circuit with every head of the model in every role."""
+        every = [Head(layer, index) for layer in range(n_layers) for index in range(n_heads)]
+        return self.with_heads({role.name: every for role in self.roles}, f"{self.name}-all")
 
 
 class _StrictLoader(yaml.SafeLoader):

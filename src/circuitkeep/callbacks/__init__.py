@@ -2,6 +2,7 @@
 
 from circuitkeep.callbacks.capability import CapabilityEvals
 from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
+from circuitkeep.callbacks.constraint import Constraint
 from circuitkeep.callbacks.monitor import CircuitMonitor
 from circuitkeep.callbacks.preservation import CircuitPreservation
 from circuitkeep.callbacks.progress import StepProgressBar
@@ -12,6 +13,7 @@ __all__ = [
     "CapabilityEvals",
     "CircuitMonitor",
     "CircuitPreservation",
+    "Constraint",
     "ExactResume",
     "StepProgressBar",
 ]

@@ -61,6 +61,7 @@ class _Wrapped:
     def __init__(self, module: LightningModule) -> None:
         self.module = module
         self.sources: list[LossSource] = []
+        self.later: list[Callable[[], Tensor | None]] = []
         self.pending = False
         self.before = {}
         if module.automatic_optimization:
@@ -87,6 +88,7 @@ class _Wrapped:
             due = self._due()
             losses = _losses(due)
             output = original(*args, **kwargs)
+            losses += self._made()
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:  # a batch that is skipped; a mapping without a loss is refused later
                 for one in due:
@@ -109,7 +111,7 @@ class _Wrapped:
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             if self.pending:
                 self.pending = False
-                for added in _losses(self._due()):
+                for added in _losses(self._due()) + self._made():
                     loss = loss + added
             original(loss, *args, **kwargs)
 
@@ -117,6 +119,9 @@ class _Wrapped:
 
     def _due(self) -> list[Due]:
         return [found for source in self.sources if (found := source()) is not None]
+
+    def _made(self) -> list[Tensor]:
+        return [made for source in self.later if (made := source()) is not None]
 
 
 def _losses(due: Iterable[Due]) -> list[Tensor]:
@@ -150,18 +155,32 @@ _WRAPPED: WeakKeyDictionary[LightningModule, _Wrapped] = WeakKeyDictionary()
 
 def add_loss(module: LightningModule, source: LossSource) -> None:
     """Add `source` to the loss of every training step of `module`, until `remove_loss`."""
-    wrapped = _WRAPPED.get(module)
-    if wrapped is None:
-        wrapped = _WRAPPED[module] = _Wrapped(module)
-    wrapped.sources.append(source)
+    _wrapped(module).sources.append(source)
 
 
-def remove_loss(module: LightningModule, source: LossSource) -> None:
+def add_loss_of_step(module: LightningModule, source: Callable[[], Tensor | None]) -> None:
+    """Add what `source` makes of the training step's own forward pass, until `remove_loss`.
+
+    It is called after that pass, once per training step, and its loss may be dropped.
+    """
+    _wrapped(module).later.append(source)
+
+
+def remove_loss(module: LightningModule, source: Callable[[], Any]) -> None:
     """Take `source` away; the last one leaves the module as it was. Unknown sources are ignored."""
     wrapped = _WRAPPED.get(module)
-    if wrapped is None or source not in wrapped.sources:
+    if wrapped is None:
         return
-    wrapped.sources.remove(source)
-    if not wrapped.sources:
+    for sources in (wrapped.sources, wrapped.later):
+        if source in sources:
+            sources.remove(source)
+    if not wrapped.sources and not wrapped.later:
         wrapped.undo()
         del _WRAPPED[module]
+
+
+def _wrapped(module: LightningModule) -> _Wrapped:
+    found = _WRAPPED.get(module)
+    if found is None:
+        found = _WRAPPED[module] = _Wrapped(module)
+    return found

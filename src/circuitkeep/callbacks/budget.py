@@ -139,7 +139,7 @@ class WithinBudget(Pace):
         self._settings = {"budget": budget, "most_rows": most_rows, "world": world}
         self._told: tuple[int, int] | None = None
         self._started_s: float | None = None
-        self._step = -1  # that of the batch that is timed
+        self._step, self._asked = -1, False  # of the batch that is timed, and whether `at` was
         self._measure_from(step)
         if state is not None and all(state[key] == self._settings[key] for key in self._settings):
             self._use(Choice(state["rows"], state["every_n"], state["overhead"]), state["origin"])
@@ -155,7 +155,7 @@ class WithinBudget(Pace):
         """See `Pace`."""
         if self._pace is not None:
             return self._pace.at(step)
-        self._step_s.setdefault(step, 0.0)  # only a step that came this far may count
+        self._asked = True
         rows, kinds = self._planned(step), len(self.kinds)
         return Share(self._over_ranks(rows), kinds / (kinds - 1)) if rows else None
 
@@ -174,20 +174,23 @@ class WithinBudget(Pace):
             else:
                 self._use(choice, step)
                 self._tell(trainer, choice, step)
-        self._step = step
+        self._step, self._asked = step, False
         self._started_s = now_s(trainer.strategy.root_device) if self._pace is None else None
 
-    def after_batch(self, trainer: Trainer) -> None:
+    def after_batch(self, trainer: Trainer, skipped: bool) -> None:
         """Time a batch while measuring."""
-        if self._started_s is not None and self._step in self._step_s:
+        if self._started_s is not None:
             taken = now_s(trainer.strategy.root_device) - self._started_s
-            self._step_s[self._step] += taken
+            self._step_s[self._step] = self._step_s.get(self._step, 0.0) + taken
+            if self._asked and not skipped:
+                self._trained.add(self._step)
 
     def _measure_from(self, step: int) -> None:
         self._begin = step
         self._pace: EveryN | None = None
         self._choice: Choice | None = None
         self._step_s: dict[int, float] = {}
+        self._trained: set[int] = set()  # steps of which no batch was trained on do not count
 
     def _use(self, choice: Choice, origin: int) -> None:
         self._choice = choice
@@ -206,7 +209,7 @@ class WithinBudget(Pace):
         size = len(self.kinds)
         blocks: list[dict[int, float]] = []
         for first in range(self._begin + size, self._begin + BLOCKS * size, size):
-            steps = [step for step in range(first, first + size) if step in self._step_s]
+            steps = [step for step in range(first, first + size) if step in self._trained]
             if len(steps) == size:  # none was skipped
                 blocks.append({self._planned(step): self._step_s[step] for step in steps})
         if len(blocks) < BLOCKS // 2:

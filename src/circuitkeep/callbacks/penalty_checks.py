@@ -8,6 +8,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from circuitkeep.callbacks.periodic import log_metrics
+from circuitkeep.callbacks.processes import over_processes
 from circuitkeep.capture.reach import Reach
 from circuitkeep.circuits import Circuit
 
@@ -45,8 +46,16 @@ def check_reach(
         )
 
 
-def check_finite(circuit: Circuit, terms: Mapping[str, Tensor], step: int) -> None:
-    """Refuse a penalty that has become infinite or no number.
+def check_finite(
+    circuit: Circuit, terms: Mapping[str, Tensor], more: Mapping[str, Tensor], step: int
+) -> None:
+    """Refuse a penalty that has become infinite or no number, and a retention that is none.
+
+    Args:
+        circuit: Named in the message.
+        terms: Of the penalty.
+        more: What a constraint makes known, or nothing.
+        step: Named in the message.
 
     Raises:
         ValueError: Naming the term, its value, the step and the remedy.
@@ -58,6 +67,13 @@ def check_finite(circuit: Circuit, terms: Mapping[str, Tensor], step: int) -> No
                 f"{name!r}): the run was stopped; lower the learning rate or the penalty's weight "
                 "and resume from the last checkpoint"
             )
+    for name, value in more.items():
+        if not bool(value.isfinite()):
+            raise ValueError(
+                f"the {name} of circuit {circuit.name!r} is {value.item()} at step {step}: in the "
+                "base the heads of some role pay no attention to their targets, so nothing can be "
+                "retained of it; constrain kind='behaviour', or leave the role out of the circuit"
+            )
 
 
 def log_penalty(
@@ -67,6 +83,7 @@ def log_penalty(
     terms: Mapping[str, Tensor],
     share: float,
     step: int,
+    more: Mapping[str, Tensor],
 ) -> None:
     """Log the penalty and its terms over the rows of all processes.
 
@@ -77,13 +94,11 @@ def log_penalty(
         terms: The same.
         share: Of this process in all rows, times the number of processes.
         step: To log at.
+        more: By what stands for "penalty" in their keys; the same in every process.
     """
-    prefix = f"circuit/{circuit.name}/penalty"
-    values = {f"{prefix}/{name}": term.detach() for name, term in terms.items()}
-    values[prefix] = penalty.detach()
-    if trainer.world_size > 1:
-        values = {
-            key: trainer.strategy.reduce(value * share, reduce_op="mean")
-            for key, value in values.items()
-        }
+    prefix = f"circuit/{circuit.name}"
+    values = {f"{prefix}/penalty/{name}": term.detach() for name, term in terms.items()}
+    values[f"{prefix}/penalty"] = penalty.detach()
+    values = {key: over_processes(trainer, value, share) for key, value in values.items()}
+    values |= {f"{prefix}/{name}": value for name, value in more.items()}
     log_metrics(trainer, {key: float(value) for key, value in values.items()}, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor
 from circuitkeep.callbacks.added_loss import Due, add_loss, remove_loss
 from circuitkeep.callbacks.base_reference import base_reference
 from circuitkeep.callbacks.budget import pace_of
+from circuitkeep.callbacks.constraint import Constraint, Multiplier, as_constraint
 from circuitkeep.callbacks.penalty_checks import check_finite, check_reach, log_penalty
 from circuitkeep.callbacks.periodic import steps_taken
-from circuitkeep.callbacks.processes import part_of
-from circuitkeep.callbacks.schedule import Schedule, check_settings
+from circuitkeep.callbacks.processes import over_processes, part_of
+from circuitkeep.callbacks.schedule import Schedule, check_settings, end_of
 from circuitkeep.callbacks.subject import as_circuit, as_probe
 from circuitkeep.callbacks.unsupported import (
     refuse_backend,
@@ -61,6 +63,9 @@ class CircuitPreservation(Callback):
             roles. A probe, or a mapping with ``_target_``.
         weight: Of the penalty against the task's loss, which is in nats.
         warmup_steps: Optimizer steps over which the weight rises linearly from 0.
+        decay: How it falls to 0 until the end of the training: "linear" or "cosine".
+        constraint: What to keep at least, instead of a fixed weight: 0.95, or a `Constraint`; the
+            weight is then the one to begin with.
         every_n_steps: Due every so many optimizer steps, with the penalty multiplied by as much.
         rows_per_step: Probe rows per due step, over all ranks; with a budget, the most.
         budget: The most time that the penalty may add, as a share of the time without it (0.03);
@@ -86,6 +91,8 @@ class CircuitPreservation(Callback):
         probe: Probe | Mapping[str, Any] | None = None,
         weight: float = 1.0,
         warmup_steps: int = 0,
+        decay: str | None = None,
+        constraint: float | Constraint | None = None,
         every_n_steps: int = 1,
         rows_per_step: int = 2,
         budget: float | None = None,
@@ -96,7 +103,8 @@ class CircuitPreservation(Callback):
         reference: str | os.PathLike[str] | None = None,
     ) -> None:
         self.circuit = as_circuit(circuit)
-        penalty = default_penalty() if penalty is None else penalty
+        if penalty is None:
+            penalty = Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()})
         self.penalty = penalty if isinstance(penalty, Sum) else Sum({"drift": penalty})
         self.probe = as_probe(probe)
         check_settings(
@@ -106,9 +114,12 @@ class CircuitPreservation(Callback):
             rows_per_step=rows_per_step,
             pool_rows=pool_rows,
             budget=budget,
+            decay=decay,
+            constrained=constraint is not None,
         )
+        self.constraint = as_constraint(constraint, self.penalty.needs)
         self.weight = float(weight)
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.decay = warmup_steps, decay
         self.every_n_steps = every_n_steps
         self.rows_per_step = rows_per_step
         self.budget = budget
@@ -121,7 +132,8 @@ class CircuitPreservation(Callback):
         self._resumed = False
         self._model_print = ""
         self._schedule: Schedule | None = None
-        self._chosen: dict[str, Any] | None = None  # within the budget, by the run that is resumed
+        self._multiplier: Multiplier | None = None
+        self._chosen: dict[str, Any] = {}  # by the run that is resumed
         self._served: int | None = None  # the optimizer step that had its penalty
         self._reached = False
         self._backend: Backend | None = None
@@ -137,16 +149,19 @@ class CircuitPreservation(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Where the reference lies: a resumed run must not take the trained model for the base.
 
-        And what was chosen within the budget: other times must not change a resumed run.
+        And what budget and constraint have come to: a resumed run goes on with that.
         """
-        chosen = self._chosen if self._schedule is None else self._schedule.pace.state
-        return {"reference": self._kept, **({} if chosen is None else {"budget": chosen})}
+        chosen = self._chosen
+        if self._schedule is not None:
+            weight = None if self._multiplier is None else self._multiplier.state
+            chosen = {"budget": self._schedule.pace.state, "constraint": weight}
+        return {"reference": self._kept, **{key: x for key, x in chosen.items() if x is not None}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with the reference of the run that was stopped, unless another path is given."""
         self._kept = state_dict["reference"]
         self._resumed = bool(self._kept)
-        self._chosen = state_dict.get("budget")
+        self._chosen = {key: state_dict.get(key) for key in ("budget", "constraint")}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings under which the gradient cannot be right."""
@@ -176,14 +191,18 @@ class CircuitPreservation(Callback):
                 model = find_model(pl_module, self.model)
                 self._model_print = fingerprint_model(model, trainer.strategy.model)
             settings = self.every_n_steps, self.rows_per_step, self.budget
-            pace = pace_of(trainer, self.circuit, *settings, self._chosen)
-            self._schedule = Schedule(self.weight, self.warmup_steps, pace)
+            pace = pace_of(trainer, self.circuit, *settings, self._chosen.get("budget"))
+            end = end_of(trainer) if self.decay else math.inf
+            self._schedule = Schedule(self.weight, self.warmup_steps, pace, self.decay, end)
+            if self.constraint is not None:
+                found = self._chosen.get("constraint")
+                self._multiplier = Multiplier(self.constraint, self.weight, found)
             add_loss(pl_module, self._due)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """With a budget, see what steps take."""
+        """See what steps take, if there is a budget."""
         if self._schedule is not None:
             self._schedule.pace.before_batch(trainer)
 
@@ -192,7 +211,8 @@ class CircuitPreservation(Callback):
     ) -> None:
         """With a budget, see what steps take."""
         if self._schedule is not None:
-            self._schedule.pace.after_batch(trainer)
+            skips = pl_module.automatic_optimization and (outputs or {}).get("loss") is None
+            self._schedule.pace.after_batch(trainer, skips)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module as it was."""
@@ -212,7 +232,7 @@ class CircuitPreservation(Callback):
         remove_loss(module, self._due)
         self._trainer = self._module = self._backend = self._reference = None
         self._resumed = self._reached = False
-        self._served = self._chosen = None
+        self._served, self._chosen = None, {}
 
     def _due(self) -> Due | None:
         trainer, module = self._trainer, self._module
@@ -230,17 +250,16 @@ class CircuitPreservation(Callback):
             return None
         self._served = step  # of the batches that are accumulated, the first that is not skipped
         accumulate = trainer.accumulate_grad_batches if module.automatic_optimization else 1
-        scale = self._schedule.weight_at(step) * accumulate * share.times
+        scale = (self._multiplier or self._schedule).weight_at(step) * accumulate * share.times
         return self._penalty(self._backend, step, trainer, share.rows, scale)
 
     def _penalty(
-        self, backend: Backend, step: int, trainer: Trainer, n_rows: int, scale: float
+        self, backend: Backend, step: int, trainer: Trainer, n_rows: int, scale: float | Tensor
     ) -> Due:
         reference = self._reference
         assert reference is not None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randperm(len(reference), generator=generator)[:n_rows]
-        part, share = part_of(index, trainer)
+        part, share = part_of(torch.randperm(len(reference), generator=generator)[:n_rows], trainer)
         rows, before = reference.select(part, backend.device)
         last = max(head.layer for head in self.circuit.heads)
         below = backend.n_layers if "log_probs" in self.penalty.needs else last
@@ -254,10 +273,14 @@ class CircuitPreservation(Callback):
                 assert self._module is not None
                 check_reach(self.circuit, terms, below, reach, self._module)
                 self._reached = True
+            more: dict[str, Tensor] = {}
+            if self._multiplier is not None:
+                kept = self._multiplier.kept(self.circuit, now, before, rows.labels)
+                more = self._multiplier.see(over_processes(trainer, kept, share))
             if logged or penalty.device.type == "cpu":  # elsewhere a check waits for the device
-                check_finite(self.circuit, terms, step)
+                check_finite(self.circuit, terms, more, step)
             if logged:
-                log_penalty(trainer, self.circuit, penalty, terms, share, step)
+                log_penalty(trainer, self.circuit, penalty, terms, share, step, more)
             return penalty * (share * scale)
 
         question = Question(rows, self.circuit, self.penalty.needs)
@@ -265,25 +288,13 @@ class CircuitPreservation(Callback):
 
     def _drop(self) -> None:
         self._served = None
+        if self._multiplier is not None:
+            self._multiplier.forget()
 
     def _prepare(self, backend: Backend, trainer: Trainer) -> Reference:
         path = self.reference_path or (Path(self._kept) if self._resumed else None)
-        reference, path = base_reference(
-            backend,
-            trainer,
-            self.circuit,
-            self.penalty,
-            self.probe,
-            (self.pool_rows, self.seed),
-            self.tokenizer,
-            self._model_print,
-            path,
-            self._resumed,
-        )
+        subject = self.circuit, self.penalty, self.probe, (self.pool_rows, self.seed)
+        found = self.tokenizer, self._model_print, path, self._resumed
+        reference, path = base_reference(backend, trainer, *subject, *found)
         self._kept = str(path.absolute())
         return reference
-
-
-def default_penalty() -> Sum:
-    """``PatternDivergence + BehaviourKL``: how the heads attend, and what comes of it."""
-    return Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()})

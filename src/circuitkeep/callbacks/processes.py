@@ -29,6 +29,19 @@ def part_of(rows: Int[Tensor, " row"], trainer: Trainer) -> tuple[Int[Tensor, " 
     return (part if len(part) else rows[:1]), share
 
 
+def over_processes(trainer: Trainer, value: Tensor, share: float) -> Tensor:
+    """The mean over all rows of what is a mean over each process's; every process calls this.
+
+    Args:
+        trainer: Of the processes.
+        value: Over the rows of this one.
+        share: Its weight: see `part_of`.
+    """
+    if trainer.world_size == 1:
+        return value
+    return trainer.strategy.reduce(value * share, reduce_op="mean")  # type: ignore[return-value]
+
+
 def read_for_all(
     path: Path,
     fingerprint: Fingerprint,

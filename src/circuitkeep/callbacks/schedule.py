@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ class Pace(ABC):
     def before_batch(self, trainer: Trainer) -> None:  # noqa: B027
         """Called on every rank before each batch of the training."""
 
-    def after_batch(self, trainer: Trainer) -> None:  # noqa: B027
-        """And after it."""
+    def after_batch(self, trainer: Trainer, skipped: bool) -> None:  # noqa: B027
+        """And after it; `skipped` if the training step gave no loss."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,42 @@ class Schedule:
         weight: Of the penalty, once it has risen.
         warmup_steps: Optimizer steps over which it rises linearly from 0.
         pace: When the penalty is due.
+        decay: How the weight falls from then on, "linear" or "cosine"; None not to.
+        end: The optimizer step in which it would be 0.
     """
 
     weight: float
     warmup_steps: int
     pace: Pace
+    decay: str | None = None
+    end: float = math.inf
 
     def weight_at(self, step: int) -> float:
         """The penalty's weight in optimizer step `step`, were it due in every step."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.weight * warm
+        return self.weight * warm * self._left(step)
+
+    def _left(self, step: int) -> float:
+        if self.decay is None:
+            return 1.0
+        steps = max(1.0, self.end - self.warmup_steps)
+        passed = min(1.0, max(0, step - self.warmup_steps) / steps)
+        return 1 - passed if self.decay == "linear" else (1 + math.cos(math.pi * passed)) / 2
+
+
+def end_of(trainer: Trainer) -> float:
+    """How many optimizer steps the training will have taken in the end.
+
+    Raises:
+        ValueError: If the trainer knows no end.
+    """
+    end = trainer.estimated_stepping_batches
+    if not 0 < end < math.inf:
+        raise ValueError(
+            "CircuitPreservation: decay lets the weight fall to 0 at the end of the training, and "
+            "the trainer knows no end; give it max_steps or max_epochs"
+        )
+    return float(end)
 
 
 def check_settings(
@@ -89,6 +116,8 @@ def check_settings(
     rows_per_step: int,
     pool_rows: int,
     budget: float | None,
+    decay: str | None,
+    constrained: bool,
 ) -> None:
     """Refuse settings of `CircuitPreservation` that are out of range or at odds.
 
@@ -107,6 +136,16 @@ def check_settings(
     if rows_per_step > pool_rows:
         raise ValueError(
             f"CircuitPreservation: rows_per_step={rows_per_step} is more than pool_rows={pool_rows}"
+        )
+    if decay not in (None, "linear", "cosine"):
+        raise ValueError(
+            f"CircuitPreservation: decay must be 'linear', 'cosine' or None, got {decay!r}"
+        )
+    if constrained and (weight == 0 or warmup_steps or decay):
+        raise ValueError(
+            "CircuitPreservation: a constraint chooses the weight itself, beginning with weight, "
+            f"but weight={weight}, warmup_steps={warmup_steps}, decay={decay}; give a weight above "
+            "0 and leave the others out"
         )
     if budget is None:
         return
