@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from circuitkeep.capture import attach
 from circuitkeep.capture.find import is_bridge
 from circuitkeep.capture.models import save_model
-from circuitkeep.circuits import Circuit
+from circuitkeep.circuits import Circuit, did_you_mean
 from circuitkeep.cli.settings import circuit_of, construct, data_module, evaluation_data
 from circuitkeep.probes import build_probe
 
@@ -39,7 +39,9 @@ def run(config: DictConfig) -> None:
     data = data_module(config.data, tokenizer)
     reads_text = {"tokenizer": tokenizer} if "tokenizer" in config.task else {}
     task = construct(config.task, model=model, **reads_text)
-    trainer = _trainer(config, _callbacks(config, circuit, tokenizer))
+    held = None if circuit is None else _controlled(circuit, model, config)
+    callbacks = _rivals(config, held, tokenizer) + _callbacks(config, circuit, held, tokenizer)
+    trainer = _trainer(config, callbacks)
     _fit(trainer, task, data, resume)
     if trainer.is_global_zero:
         save_model(model, output / "model", tokenizer)
@@ -88,8 +90,35 @@ def _check_circuit(circuit: Circuit, model: Any, config: DictConfig) -> None:
             circuit.check_labels(build_probe(probe).labels)
 
 
-def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> list[pl.Callback]:
-    """The callbacks of the config, with what only the run knows."""
+def _controlled(circuit: Circuit, model: Any, config: DictConfig) -> Circuit:
+    """The circuit that is held: its own heads, or those of a control."""
+    kind, seed = config.control.kind, config.control.seed
+    if kind == "none":
+        return circuit
+    backend = attach(model)
+    if kind == "random_heads":
+        return circuit.with_random_heads(backend.n_heads, seed)
+    if kind == "all_heads":
+        return circuit.with_all_heads(backend.n_layers, backend.n_heads)
+    known = ("none", "random_heads", "all_heads")
+    raise ValueError(f"control.kind={kind!r}" + did_you_mean(str(kind), known))
+
+
+def _rivals(config: DictConfig, held: Circuit | None, tokenizer: Any) -> list[pl.Callback]:
+    """What the group ``rival`` names. First of all callbacks: the others look at what it did."""
+    if config.rival._target_ is None:
+        return []
+    given = {"circuit": held, "probe": _probe(config.probe), "tokenizer": tokenizer}
+    given = {name: value for name, value in given.items() if name in config.rival}
+    if "circuit" in given and held is None:
+        raise ValueError("this rival needs a circuit: name one by circuit=FILE.yaml")
+    return [construct(config.rival, **given)]
+
+
+def _callbacks(
+    config: DictConfig, circuit: Circuit | None, held: Circuit | None, tokenizer: Any
+) -> list[pl.Callback]:
+    """The callbacks of the config, with what only the run knows; `held` is what is guarded."""
     found = []
     for name, node in config.callbacks.items():
         if node is None:
@@ -102,7 +131,7 @@ def _callbacks(config: DictConfig, circuit: Circuit | None, tokenizer: Any) -> l
             if circuit is None or nothing:
                 continue
             given = {
-                "circuit": circuit,
+                "circuit": held,
                 "probe": _probe(config.probe),
                 "penalty": instantiate(config.penalty.loss),
                 "tokenizer": tokenizer,
