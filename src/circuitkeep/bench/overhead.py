@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class OverheadSuite(Suite):
     seed: int = 0
     repeats: int = LEAST_REPEATS
     device: str = "cpu"
-    _guards: dict[str, tuple[CircuitPreservation, Guarded]] = field(
+    _guards: dict[str, tuple[Callable[[], CircuitPreservation], Guarded]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -187,12 +187,13 @@ class OverheadSuite(Suite):
             return RIVALS[name](model, tokens), []
         if name not in self._guards:
             self._guards[name] = self._guard(GUARDED[name], subject, folder)
-        return TrainingStep(model, tokens), [self._guards[name][0]]
+        # A new one every time: one that was used holds on to its trainer.
+        return TrainingStep(model, tokens), [self._guards[name][0]()]
 
     def _guard(
         self, one: Guarded, subject: Subject, folder: Path
-    ) -> tuple[CircuitPreservation, Guarded]:
-        """A guard that is due in every step, and how it would be used."""
+    ) -> tuple[Callable[[], CircuitPreservation], Guarded]:
+        """What makes a guard that is due in every step, and how it would be used."""
         length = one.length or self.probe_length
         spec = {"_target_": "circuitkeep.probes.RepeatedTokens", "length": length}
         circuit = Circuit("guarded", (Role("induction", self._heads),), spec, "accuracy", "bench")
@@ -205,19 +206,22 @@ class OverheadSuite(Suite):
         )
         if one.budget is None:
             settings = {"pool_rows": self.pool_rows, **one.settings}
-            return make(every_n_steps=1, **settings), one
-        chooses = make(budget=one.budget, **one.settings)
-        shape = (MEASURED_STEPS, self.rows, self.length)
-        generator = torch.Generator().manual_seed(self.seed)
-        module = TrainingStep(
-            subject.model, torch.randint(self.vocab, shape, generator=generator).unbind()
-        )
-        device = subject.backend.device
-        self._fit(module, [chooses], device, Clock(device))
-        chosen = chooses.state_dict()["budget"]
+            return functools.partial(make, every_n_steps=1, **settings), one
+        chosen = self._chosen(make(budget=one.budget, **one.settings), subject)
+        gc.collect()  # its optimizer's state is as large as two models
         rows, every_n = chosen["rows"], chosen["every_n"]
         about = f"{one.about}, which chose {rows} rows every {every_n} steps"
-        return make(every_n_steps=1, rows_per_step=rows), replace(one, about=about, every_n=every_n)
+        measured = functools.partial(make, every_n_steps=1, rows_per_step=rows)
+        return measured, replace(one, about=about, every_n=every_n)
+
+    def _chosen(self, guard: CircuitPreservation, subject: Subject) -> dict[str, Any]:
+        """What a guard with a budget chooses."""
+        shape = (MEASURED_STEPS, self.rows, self.length)
+        generator = torch.Generator().manual_seed(self.seed)
+        tokens = torch.randint(self.vocab, shape, generator=generator).unbind()
+        device = subject.backend.device
+        self._fit(TrainingStep(subject.model, tokens), [guard], device, Clock(device))
+        return guard.state_dict()["budget"]
 
     def _fit(
         self,
