@@ -53,7 +53,10 @@ def draw(points: Sequence[Mapping[str, Any]], base: Mapping[str, int], out: Path
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.set_xlabel(axis)
-        panel.set_ylim(bottom=min(0.0, *least))
+        if min(least) > 0 and max(middle) > 20 * min(middle):
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=min(0.0, *least))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("% of a plain step")
     panels[0].legend(frameon=False, fontsize=8)
