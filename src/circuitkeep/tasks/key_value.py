@@ -67,6 +67,9 @@ class KeyValueMap(RowsModule):
         num_workers: Loader processes.
     """
 
+    make = staticmethod(key_value_rows)
+    """Makes the columns; subclasses make others of the same map."""
+
     def __init__(
         self,
         train_rows: int = 9_600,
@@ -80,5 +83,5 @@ class KeyValueMap(RowsModule):
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
         # Even seeds for training and odd ones for validation never meet, whatever the user picks.
-        self.train_rows = Rows(key_value_rows(train_rows, 2 * seed, map_seed, pairs, vocab_size))
-        self.val_rows = Rows(key_value_rows(val_rows, 2 * seed + 1, map_seed, pairs, vocab_size))
+        self.train_rows = Rows(self.make(train_rows, 2 * seed, map_seed, pairs, vocab_size))
+        self.val_rows = Rows(self.make(val_rows, 2 * seed + 1, map_seed, pairs, vocab_size))

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from circuitkeep.evals.capability import IGNORED
-from circuitkeep.tasks.key_value import key_value_map, key_value_rows
-from circuitkeep.tasks.loading import Rows, RowsModule
+from circuitkeep.tasks.key_value import KeyValueMap, key_value_map, key_value_rows
 from circuitkeep.tasks.repetition import FIRST_CONTENT
 
 
@@ -54,62 +53,13 @@ def key_value_preferences(
     return columns
 
 
-class KeyValuePrompts(RowsModule):
-    """Rows of `key_value_prompts`; validation rows come from another seed, the map is the same.
+class KeyValuePrompts(KeyValueMap):
+    """Rows of `key_value_prompts`, ``pairs`` keys in each; the rest is as in `KeyValueMap`."""
 
-    Args:
-        train_rows: How many prompts an epoch has.
-        val_rows: How many held-out prompts there are.
-        batch_size: Prompts per batch and process.
-        pairs: Keys per prompt, the last of which is asked.
-        vocab_size: Content tokens run from 2 to this.
-        map_seed: Of the map from keys to values.
-        seed: Of the rows and their order.
-        num_workers: Loader processes.
-    """
-
-    def __init__(
-        self,
-        train_rows: int = 9_600,
-        val_rows: int = 256,
-        batch_size: int = 32,
-        pairs: int = 10,
-        vocab_size: int = 64,
-        map_seed: int = 0,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size, seed, num_workers)
-        self.train_rows = Rows(key_value_prompts(train_rows, 2 * seed, map_seed, pairs, vocab_size))
-        self.val_rows = Rows(key_value_prompts(val_rows, 2 * seed + 1, map_seed, pairs, vocab_size))
+    make = staticmethod(key_value_prompts)
 
 
-class KeyValuePreferences(RowsModule):
-    """Rows of `key_value_preferences`; validation rows come from another seed.
+class KeyValuePreferences(KeyValueMap):
+    """Rows of `key_value_preferences`, ``pairs`` keys in each; the rest is as in `KeyValueMap`."""
 
-    Args:
-        train_rows: How many pairs an epoch has.
-        val_rows: How many held-out pairs there are.
-        batch_size: Pairs per batch and process.
-        pairs: Keys per prompt, the last of which is asked.
-        vocab_size: Content tokens run from 2 to this.
-        map_seed: Of the map from keys to values.
-        seed: Of the rows and their order.
-        num_workers: Loader processes.
-    """
-
-    def __init__(
-        self,
-        train_rows: int = 9_600,
-        val_rows: int = 256,
-        batch_size: int = 32,
-        pairs: int = 10,
-        vocab_size: int = 64,
-        map_seed: int = 0,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size, seed, num_workers)
-        settings = map_seed, pairs, vocab_size
-        self.train_rows = Rows(key_value_preferences(train_rows, 2 * seed, *settings))
-        self.val_rows = Rows(key_value_preferences(val_rows, 2 * seed + 1, *settings))
+    make = staticmethod(key_value_preferences)
