@@ -18,16 +18,22 @@ RANKS = {
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
     **dict.fromkeys(["probing", "reference", "causal"], 2),
     **dict.fromkeys(["evals", "pages"], 3),
-    **dict.fromkeys(["scan", "compare", "tasks"], 4),
-    **dict.fromkeys(["callbacks", "integrations"], 5),
+    **dict.fromkeys(["scan", "compare", "tasks", "guard"], 4),
+    **dict.fromkeys(["callbacks", "integrations", "watch", "sweeps"], 5),
     "bench": 6,  # it measures the callbacks too
     **dict.fromkeys(["pytest_plugin", "cli"], 7),
     "__main__": 8,
 }
 ROOMS_ALLOWED = {"functional": set(), "penalties": {"functional"}}
 PACKAGES_ALLOWED = {"functional": {"torch", "jaxtyping"}, "penalties": {"torch", "jaxtyping"}}
-# `bench` times what others do with both.
-ONLY_IN = {"transformers": {"capture", "bench"}, "transformer_lens": {"capture", "bench"}}
+# `bench` times what others do with the models' libraries; `integrations` subclasses their trainer.
+ONLY_IN = {
+    "transformers": {"capture", "bench", "integrations"},
+    "transformer_lens": {"capture", "bench"},
+    "accelerate": {"integrations"},
+    "trl": set(),  # its trainers are named by users alone
+    "lightning": {"tasks", "callbacks", "bench", "cli"},
+}
 
 
 def imported_modules(source, path):
@@ -98,6 +104,10 @@ def test_imports_point_down():
         ("evals/x.py", "from circuitkeep.callbacks.monitor import CircuitMonitor"),
         ("evals/x.py", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
         ("tasks/x.py", "import transformer_lens.model_bridge as bridge"),
+        ("guard/x.py", "from lightning.pytorch import Trainer"),
+        ("guard/x.py", "from circuitkeep.callbacks import CircuitPreservation"),
+        ("integrations/x.py", "import trl"),
+        ("integrations/x.py", "import lightning"),
         ("attic/x.py", "import torch"),
         ("__init__.py", "from circuitkeep.penalties import Sum"),
     ],
@@ -116,6 +126,8 @@ def test_a_wrong_import_is_found(path, source):
         ("capture/hf.py", "import transformers\nfrom circuitkeep.circuits import Head"),
         ("circuits.py", "from circuitkeep.files import replacing\nimport yaml"),
         ("callbacks/x.py", "from circuitkeep.tasks import LanguageModelling\nimport lightning"),
+        ("integrations/x.py", "from transformers import Trainer\nimport accelerate"),
+        ("guard/x.py", "from circuitkeep.reference import Reference"),
         ("cli.py", "from circuitkeep import __version__"),
         ("__init__.py", "from __future__ import annotations"),
     ],

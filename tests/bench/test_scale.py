@@ -55,7 +55,13 @@ def test_many_probe_rows_are_bound_by_operations():
     assert share / n <= 0.03 < share / (n - 1)
 
 
-@pytest.mark.parametrize("settings", [{"layers": 0}, {"gpus": (8, 0)}, {"flops_per_s": -1.0}])
+def test_one_probe_row_per_gpu_is_the_default():
+    """Given a number of rows over all of them, each takes its part, and at least one."""
+    assert [ScaleSuite().rows_of(gpus) for gpus in (1, 8)] == [1, 1]
+    assert [ScaleSuite(probe_rows=16).rows_of(gpus) for gpus in (1, 8, 64)] == [16, 2, 1]
+
+
+@pytest.mark.parametrize("settings", [{"layers": 0}, {"gpus": (8, 0)}, {"probe_rows": 0}])
 def test_mistakes(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=rf"bench\.{name} must be above 0"):

@@ -216,9 +216,10 @@ def test_accumulated_batches_are_one_step(tmp_path, clocked):
     assert {scale for step, (_, scale) in watch.seen.items() if step < WINDOW} == {9.0}
 
 
-def test_one_row_at_most(tmp_path, clocked):
+@pytest.mark.parametrize("rows", [1, None])
+def test_one_row_at_most(tmp_path, rows, clocked):
     """Only two kinds of steps are measured, and every other one has the penalty."""
-    penalised, task, _ = clocked(0.0, 0.25, rows_per_step=1, budget=0.1)
+    penalised, task, _ = clocked(0.0, 0.25, rows_per_step=rows, budget=0.1)
     watch = Watch(penalised)
     fit(tmp_path, task, penalised, watch, max_steps=2 * BLOCKS + 6)
     first = [seen for step, seen in watch.seen.items() if step < 2 * BLOCKS]

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitkeep.callbacks.constraint import Constraint, Multiplier, kept_of
 from circuitkeep.callbacks.preservation import CircuitPreservation
-from circuitkeep.callbacks.schedule import EveryN, Schedule
 from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.guard.constraint import Constraint, Multiplier, kept_of
+from circuitkeep.guard.schedule import EveryN, Schedule
 from circuitkeep.penalties import (
     Activations,
     BehaviourKL,

@@ -3,6 +3,7 @@ import gc
 import json
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from circuitkeep.callbacks import CircuitMonitor, ExactResume
+from circuitkeep.callbacks import monitor as monitor_module
 from circuitkeep.callbacks.head_history import COLUMNS, IMAGE_CELL_PX, HeadHistory, colours
 from circuitkeep.callbacks.resume import random_state
 from circuitkeep.capture import attach
@@ -318,7 +320,39 @@ def test_a_retention_that_says_nothing_is_not_logged():
         "circuit/repeats/behaviour",
         "circuit/repeats/causal_effect_nats",
         "circuit/repeats/identity_retention",
+        *(f"circuit/repeats/{role.name}/{kind}" for role in ROLES for kind in ("lost", "risen")),
     }
+
+
+class Moving(CircuitMonitor):
+    """From the second measurement on, the induction head seems to be the next one."""
+
+    def measure(self, trainer, pl_module, step):
+        with pytest.MonkeyPatch.context() as patch:
+            if step:
+                patch.setattr(monitor_module, "measure_circuit", self.moved)
+            else:
+                patch.setattr(monitor_module, "measure_circuit", self.whole)
+            return super().measure(trainer, pl_module, step)
+
+    def whole(self, backend, circuit, batch, causal, index=2):
+        found = measure_circuit(backend, circuit, batch, causal)
+        scores = torch.full_like(found.scores["induction"], 0.01)
+        scores[:, 1, index] = 0.9
+        return replace(found, scores={**found.scores, "induction": scores})
+
+    def moved(self, *given):
+        return self.whole(*given, index=3)
+
+
+def test_a_circuit_that_moved_is_told_once():
+    monitor = Moving(circuit(), every_n_steps=1, rows=8, causal=False)
+    with pytest.warns(UserWarning, match="has moved") as caught:
+        fit(monitor, max_steps=3)
+    told = [str(w.message) for w in caught if "has moved" in str(w.message)]
+    assert told == ["circuit/repeats/induction has moved: L1H2 lost it and L1H3 took it up"]
+    keys = [f"circuit/repeats/induction/{kind}" for kind in ("lost", "risen")]
+    assert [[entry[key] for key in keys] for entry in monitor.history] == [[0, 0]] + [[1, 1]] * 3
 
 
 def test_a_logger_that_fails_does_not_end_the_training(useful, tmp_path):

@@ -19,11 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitkeep.callbacks.added_loss import Due, add_loss, remove_loss
+from circuitkeep.callbacks.added_loss import add_loss, remove_loss
 from circuitkeep.callbacks.preservation import CircuitPreservation
+from circuitkeep.callbacks.processes import LightningTraining
 from circuitkeep.callbacks.unsupported import refuse_unsupported
 from circuitkeep.capture import attach
 from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.guard.due import Due
 from circuitkeep.penalties import (
     BehaviourKL,
     HeadScoreFloor,
@@ -553,6 +555,28 @@ def test_rows_are_drawn_anew_each_step(tmp_path):
     assert torch.equal(one, same)
     assert not torch.equal(one[0], one[1])
     assert not torch.equal(one, other)
+
+
+def test_one_row_is_drawn_on_one_process(tmp_path):
+    """What two draw is in `test_strategies` and `tests/integrations`."""
+    drawn = []
+
+    class Watched(PatternDivergence):
+        def forward(self, now, reference, labels):
+            drawn.append(len(reference.pattern))
+            return super().forward(now, reference, labels)
+
+    fit(tmp_path, Task(gpt2()), CircuitPreservation(CIRCUIT, Watched(), pool_rows=8))
+    assert drawn == [1, 1]
+
+
+def test_more_processes_than_rows_are_refused(tmp_path, monkeypatch):
+    place = {"rank": 0, "num_replicas": 3}
+    monkeypatch.setattr(Trainer, "distributed_sampler_kwargs", property(lambda self: place))
+    training = LightningTraining(trainer_of(tmp_path), Task(gpt2()))
+    with pytest.raises(ValueError, match="rows_per_step=3 is more than pool_rows=2"):
+        CircuitPreservation(CIRCUIT, pool_rows=2).rows_of(training)
+    assert CircuitPreservation(CIRCUIT, pool_rows=3).rows_of(training) == 3
 
 
 class Remember(Logger):

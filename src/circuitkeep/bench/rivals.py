@@ -41,7 +41,7 @@ class Guarded:
 
 
 GUARDED: Mapping[str, Guarded] = {
-    "guard": Guarded("the defaults: patterns and behaviour on 2 rows, every step", {}, 1.05),
+    "guard": Guarded("the defaults: patterns and behaviour on 1 row, every step", {}, 1.05),
     "guard, budget 3%": Guarded(
         "patterns and behaviour, on at most 8 rows, with budget=0.03",
         {"rows_per_step": 8},

@@ -32,7 +32,7 @@ class ScaleSuite(Suite):
         layers, d_model, d_mlp, vocab: The model's shape; the MLPs are gated.
         length: Tokens per training row.
         rows_per_gpu: Training rows of each GPU per step.
-        probe_rows: Of a due step, over all GPUs; each GPU runs at least one.
+        probe_rows: Of a due step, over all GPUs; each GPU runs at least one. None: one per GPU.
         probe_length: Tokens per probe row.
         flops_per_s: That a GPU sustains in training.
         memory_bytes_per_s: That a GPU reads its memory with.
@@ -50,7 +50,7 @@ class ScaleSuite(Suite):
     vocab: int = 32_000
     length: int = 4096
     rows_per_gpu: int = 4
-    probe_rows: int = 2
+    probe_rows: int | None = None
     probe_length: int = 32
     flops_per_s: float = 4e14
     memory_bytes_per_s: float = 3.35e12
@@ -61,7 +61,7 @@ class ScaleSuite(Suite):
         for one in fields(self):
             values = getattr(self, one.name)
             for value in values if isinstance(values, Sequence) else [values]:
-                if not value > 0:
+                if value is not None and not value > 0:
                     raise ValueError(f"bench.{one.name} must be above 0, got {value}")
 
     @property
@@ -83,9 +83,13 @@ class ScaleSuite(Suite):
         attention = 6 * self.layers * self.d_model * self.length * tokens
         return (6 * self.parameters * tokens + attention) / self.flops_per_s
 
+    def rows_of(self, gpus: int) -> int:
+        """Probe rows of each GPU in a due step."""
+        return 1 if self.probe_rows is None else math.ceil(self.probe_rows / gpus)
+
     def probe_s(self, gpus: int) -> float:
         """Seconds of the probe's passes on one GPU: operations, or reading the weights thrice."""
-        tokens = math.ceil(self.probe_rows / gpus) * self.probe_length
+        tokens = self.rows_of(gpus) * self.probe_length
         computing = 6 * self.parameters * tokens / self.flops_per_s
         return max(computing, 3 * BYTES * self.parameters / self.memory_bytes_per_s)
 
@@ -101,7 +105,7 @@ class ScaleSuite(Suite):
         34 bytes per token, layer and channel, as Korthikanti et al. 2022 (arXiv:2205.05198) count
         for 16 bits without attention maps.
         """
-        tokens = math.ceil(self.probe_rows / gpus) * self.probe_length
+        tokens = self.rows_of(gpus) * self.probe_length
         return 34 * tokens * self.layers * self.d_model
 
 

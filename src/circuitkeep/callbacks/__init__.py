@@ -2,11 +2,11 @@
 
 from circuitkeep.callbacks.capability import CapabilityEvals
 from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
-from circuitkeep.callbacks.constraint import Constraint
 from circuitkeep.callbacks.monitor import CircuitMonitor
 from circuitkeep.callbacks.preservation import CircuitPreservation
 from circuitkeep.callbacks.progress import StepProgressBar
 from circuitkeep.callbacks.resume import ExactResume
+from circuitkeep.guard import Constraint
 
 __all__ = [
     "AtomicCheckpointIO",

@@ -6,47 +6,19 @@ forward made there belongs to the same graph. It is made before the step's own: 
 reverse, so the probe's gradients, as large as the model, are made when the step's activations are
 gone. Under manual optimization the loss goes to `manual_backward` instead, once per training step,
 however many optimizers there are.
-
-Losses that are due in the same step share one forward pass of the model over all their rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from circuitkeep.capture import Backend, probe_mode
-from circuitkeep.capture.reach import Reach, watched
-from circuitkeep.penalties import Activations
-from circuitkeep.reference import Question, observe_all
-
-
-@dataclass(frozen=True)
-class Due:
-    """A loss that is due: what must be observed, and what is made of it.
-
-    Attributes:
-        backend: Of the model.
-        question: Which rows to run, and what is wanted of them.
-        loss: The scaled loss. It is given the activations, and for its first time which weights
-            the layers used.
-        first: Whether it is the first time.
-        drop: Called if the loss is not used, because the training step gave none to add it to.
-    """
-
-    backend: Backend
-    question: Question
-    loss: Callable[[Activations, Reach | None], Tensor]
-    first: bool = False
-    drop: Callable[[], None] = lambda: None
-
+from circuitkeep.guard.due import Due, losses_of
 
 LossSource = Callable[[], Due | None]
 """Called once inside every training step; None when nothing is due."""
@@ -86,7 +58,7 @@ class _Wrapped:
     def _automatic(self, original: Callable) -> Callable:
         def step(*args: Any, **kwargs: Any) -> Any:
             due = self._due()
-            losses = _losses(due)
+            losses = losses_of(due)
             output = original(*args, **kwargs)
             losses += self._made()
             loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -111,7 +83,7 @@ class _Wrapped:
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             if self.pending:
                 self.pending = False
-                for added in _losses(self._due()) + self._made():
+                for added in losses_of(self._due()) + self._made():
                     loss = loss + added
             original(loss, *args, **kwargs)
 
@@ -122,32 +94,6 @@ class _Wrapped:
 
     def _made(self) -> list[Tensor]:
         return [made for source in self.later if (made := source()) is not None]
-
-
-def _losses(due: Iterable[Due]) -> list[Tensor]:
-    return [loss for group in _alike(due) for loss in _observed(group)]
-
-
-def _alike(due: Iterable[Due]) -> list[list[Due]]:
-    """Those that run the same model equally far: a pass that may stop early goes by itself."""
-    groups: dict[tuple[int, bool], list[Due]] = {}
-    for one in due:
-        whole = one.backend.sharded or one.question.sites.logits
-        groups.setdefault((id(one.backend.model), whole), []).append(one)
-    return list(groups.values())
-
-
-def _observed(group: list[Due]) -> list[Tensor]:
-    """The losses of `group`, from one forward pass."""
-    backend = group[0].backend
-    look = watched(backend) if any(one.first for one in group) else nullcontext()
-    with probe_mode(backend.model), look as reach:
-        answers, logits = observe_all(backend, [one.question for one in group])
-    losses = [one.loss(now, reach) for one, now in zip(group, answers, strict=True)]
-    if backend.sharded and logits is not None:
-        # FSDP joins the shards for the backward pass at module outputs: a loss must touch one.
-        losses.append(0 * logits.reshape(-1)[:1].float().nan_to_num(0, 0, 0).sum())
-    return losses
 
 
 _WRAPPED: WeakKeyDictionary[LightningModule, _Wrapped] = WeakKeyDictionary()

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from circuitkeep.callbacks.base_weights import KeepsBase
 from circuitkeep.callbacks.fisher import FISHERS, diagonal_fisher
 from circuitkeep.callbacks.periodic import log_metrics, steps_taken
-from circuitkeep.callbacks.subject import as_circuit, as_probe, tokenizer_of
 from circuitkeep.capture import attach, find_model
 from circuitkeep.circuits import Circuit, did_you_mean
+from circuitkeep.guard.subject import as_circuit, as_probe, tokenizer_of
 from circuitkeep.probes import Probe
 from circuitkeep.probing import probe_rows
 

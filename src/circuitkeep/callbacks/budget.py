@@ -20,8 +20,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from circuitkeep.callbacks.periodic import log_metrics, steps_taken
 from circuitkeep.callbacks.processes import place_of
-from circuitkeep.callbacks.schedule import EveryN, Pace, Share
 from circuitkeep.circuits import Circuit
+from circuitkeep.guard.schedule import EveryN, Pace, Share
 
 MOST_EVERY = 100
 """The most optimizer steps from one penalty to the next."""

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from circuitkeep.callbacks.base_weights import refuse_shards
-from circuitkeep.callbacks.subject import as_circuit
 from circuitkeep.capture import Backend, attach, find_model
 from circuitkeep.capture.weights import HeadWeights, head_weights
 from circuitkeep.circuits import Circuit, Head
+from circuitkeep.guard.subject import as_circuit
 
 
 class FrozenHeads(Callback):

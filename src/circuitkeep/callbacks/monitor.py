@@ -17,10 +17,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from circuitkeep.callbacks.base_state import load_base, save_base
 from circuitkeep.callbacks.head_history import COLUMNS, HeadHistory
 from circuitkeep.callbacks.periodic import Periodic, steps_taken, tell_loggers
-from circuitkeep.callbacks.subject import as_circuit, tokenizer_of
 from circuitkeep.capture import Backend, attach, find_model
 from circuitkeep.circuits import Circuit
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit, retention
+from circuitkeep.evals.migration import migration
+from circuitkeep.guard.subject import as_circuit, tokenizer_of
 from circuitkeep.probes import ProbeBatch
 from circuitkeep.probing import probe_rows
 
@@ -38,9 +39,12 @@ class CircuitMonitor(Periodic):
     ``circuit/<name>/behaviour``, ``/causal_effect_nats`` (loss that ablating the heads jointly
     costs) and, against the base, ``/identity_retention``, ``/causal_retention`` and
     ``/behaviour_retention``. A retention whose base is not positive says nothing and is not
-    logged. Head by head the scores go to ``heads.csv`` beside the CSV logger's metrics, to
-    TensorBoard as an image, to W&B as a page with heatmaps and as the table ``circuit/heads``,
-    which is logged anew whenever it has grown by an eighth, and at the end.
+    logged. ``/<role>/lost`` and ``/<role>/risen`` count the named heads that no longer do the
+    role's job and the others that have taken it up (see `circuitkeep.evals.migration`); a warning
+    names them once, since a circuit that has moved is no longer the one that is named. Head by
+    head the scores go to ``heads.csv`` beside the CSV logger's metrics, to TensorBoard as an
+    image, to W&B as a page with heatmaps and as the table ``circuit/heads``, which is logged anew
+    whenever it has grown by an eighth, and at the end.
 
     Neither weights nor gradients, flags or random state are touched: the training is
     bit-identical to one without. All processes measure the same rows, as the collectives of a
@@ -207,9 +211,22 @@ class CircuitMonitor(Periodic):
                 del kept["causal_retention"]
             for kind, share in kept.items():
                 self._warn_of(circuit, kind, share)
-            values |= kept
+            values |= kept | self._moved(circuit, now)
         prefix = f"circuit/{circuit.name}"
         return {f"{prefix}/{key}": value for key, value in values.items() if math.isfinite(value)}
+
+    def _moved(self, circuit: Circuit, now: CircuitMeasurement) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for role in circuit.roles:
+            before = self._bases[circuit.name].scores[role.name].nanmean(0)
+            found = migration(role, now.scores[role.name].nanmean(0), before)
+            values[f"{role.name}/lost"] = float(len(found.lost))
+            values[f"{role.name}/risen"] = float(len(found.risen))
+            key = f"circuit/{circuit.name}/{role.name}"
+            if found.risen and key not in self._warned:
+                self._warned.add(key)
+                rank_zero_warn(f"{key} has moved: {found}")
+        return values
 
     def _warn_of(self, circuit: Circuit, kind: str, share: float) -> None:
         key = f"circuit/{circuit.name}/{kind}"

@@ -1,14 +1,56 @@
-"""What the processes of a training agree on: who takes which rows, and which reference is used."""
+"""A `lightning.Trainer` as a guard sees it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from jaxtyping import Int
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from circuitkeep.reference import Fingerprint, Reference, load_reference
+from circuitkeep.callbacks.periodic import log_metrics
+from circuitkeep.guard import Training
+
+T = TypeVar("T")
+
+
+class LightningTraining(Training):
+    """A fit of `module` by `trainer`; see `circuitkeep.guard.Training`."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer, self.root = trainer, module
+        self.folder = Path(trainer.default_root_dir)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """See `place_of`."""
+        return place_of(self.trainer)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.trainer.is_global_zero
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[return-value]
+
+    def from_first(self, value: T) -> T:
+        """What the first process has."""
+        return self.trainer.strategy.broadcast(value)
+
+    def logs_at(self, step: int) -> bool:
+        """In the steps in which Lightning logs."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % max(every, 1) == 0
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """With every logger of the trainer."""
+        log_metrics(self.trainer, values, step)
 
 
 def place_of(trainer: Trainer) -> tuple[int, int]:
@@ -20,46 +62,16 @@ def place_of(trainer: Trainer) -> tuple[int, int]:
     return (place["rank"], place["num_replicas"]) if place else (0, 1)
 
 
-def part_of(rows: Int[Tensor, " row"], trainer: Trainer) -> tuple[Int[Tensor, " part"], float]:
-    """What of `rows` this process takes, at least one, and its weight in a mean over processes."""
-    rank, world = place_of(trainer)
-    part = rows[rank::world]
-    share = len(part) * world / len(rows)
-    # One that counts for nothing if there are too few: all take part in every collective.
-    return (part if len(part) else rows[:1]), share
+def end_of(trainer: Trainer) -> float:
+    """How many optimizer steps the training will have taken in the end.
 
-
-def over_processes(trainer: Trainer, value: Tensor, share: float) -> Tensor:
-    """The mean over all rows of what is a mean over each process's; every process calls this.
-
-    Args:
-        trainer: Of the processes.
-        value: Over the rows of this one.
-        share: Its weight: see `part_of`.
+    Raises:
+        ValueError: If the trainer knows no end.
     """
-    if trainer.world_size == 1:
-        return value
-    return trainer.strategy.reduce(value * share, reduce_op="mean")  # type: ignore[return-value]
-
-
-def read_for_all(
-    path: Path,
-    fingerprint: Fingerprint,
-    may_differ: tuple[str, ...],
-    needed: bool,
-    trainer: Trainer,
-) -> Reference | None:
-    """What lies at `path`, read by the first process for all; None if nothing does.
-
-    So that all do the same, and other machines need not see the file.
-    """
-    found: Reference | Exception | None = None
-    if trainer.is_global_zero and (needed or path.is_file()):
-        try:
-            found = load_reference(path, fingerprint, may_differ)
-        except (ValueError, FileNotFoundError) as error:
-            found = error
-    found = trainer.strategy.broadcast(found)
-    if isinstance(found, Exception):
-        raise found
-    return found
+    end = trainer.estimated_stepping_batches
+    if not 0 < end < math.inf:
+        raise ValueError(
+            "CircuitPreservation: decay lets the weight fall to 0 at the end of the training, and "
+            "the trainer knows no end; give it max_steps or max_epochs"
+        )
+    return float(end)

@@ -14,8 +14,6 @@ from lightning.pytorch.strategies import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from circuitkeep.capture import Backend
-
 
 def refuse_unsupported(trainer: Any, module: LightningModule) -> None:
     """Refuse settings of the trainer that fail, with or without a penalty, and say whose they are.
@@ -58,23 +56,6 @@ def refuse_unsupported(trainer: Any, module: LightningModule) -> None:
         )
 
 
-def refuse_model(model: Any) -> None:
-    """Refuse a model that runs otherwise in training than in the probe.
-
-    Raises:
-        ValueError: Naming the setting and the remedy.
-    """
-    config = model.config.get_text_config()
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    kernel = getattr(config, "_attn_implementation", None)
-    if softcap is not None and kernel == "sdpa":
-        raise _refusal(
-            f"{type(model).__name__} caps its attention scores at {softcap}, which sdpa leaves "
-            "out, so that it would be trained as another model than the one that is guarded; load "
-            "it by attn_implementation='eager'"
-        )
-
-
 def refuse_wrapping(module: LightningModule, model: Any) -> None:
     """Refuse a language model that FSDP 1 has wrapped by itself.
 
@@ -88,22 +69,6 @@ def refuse_wrapping(module: LightningModule, model: Any) -> None:
                 "through its wrapper; wrap its layers (auto_wrap_policy={LAYER_CLASS}), or leave "
                 "the policy away"
             )
-
-
-def refuse_backend(backend: Backend) -> None:
-    """Refuse what shows only when the model has run once.
-
-    Raises:
-        ValueError: Naming the setting and the remedy.
-    """
-    config: Any = backend.model.config
-    heads = getattr(config.get_text_config(), "num_attention_heads", backend.n_heads)
-    if heads != backend.n_heads:
-        raise _refusal(
-            f"each process runs {backend.n_heads} of the model's {heads} heads (tensor "
-            "parallelism over heads), so that no process sees the circuit; parallelize the MLPs "
-            "only, or use FSDP"
-        )
 
 
 def _callbacks(trainer: Any) -> list[Any]:

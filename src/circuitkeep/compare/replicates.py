@@ -65,7 +65,7 @@ def crossed_mean(values: Float[Tensor, "seed prompt"], level: float = 0.95) -> E
         return Estimate(mean.item(), nan, nan, nan, seeds, prompts)
     variance, degrees = _spread(kept, mean)
     error = math.sqrt(variance / kept.numel())
-    half = stats.t.ppf((1 + level) / 2, degrees) * error
+    half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
     # Values that are all alike have no spread to divide by.
     p = 2 * stats.t.sf(abs(mean.item()) / error, degrees) if error else float(mean.item() == 0)
     return Estimate(mean.item(), mean.item() - half, mean.item() + half, float(p), seeds, prompts)

@@ -1,20 +1,52 @@
-"""What a penalty in training is checked for, and how it is logged."""
+"""What a guarded model is checked for before it is trained, and a penalty in training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from lightning import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from circuitkeep.callbacks.periodic import log_metrics
-from circuitkeep.callbacks.processes import over_processes
+from circuitkeep.capture import Backend
 from circuitkeep.capture.reach import Reach
 from circuitkeep.circuits import Circuit
 
 
+def refuse_model(owner: str, model: Any) -> None:
+    """Refuse a model that runs otherwise in training than in the probe.
+
+    Raises:
+        ValueError: Naming the setting and the remedy.
+    """
+    config = model.config.get_text_config()
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    kernel = getattr(config, "_attn_implementation", None)
+    if softcap is not None and kernel == "sdpa":
+        raise ValueError(
+            f"{owner}: {type(model).__name__} caps its attention scores at {softcap}, which sdpa "
+            "leaves out, so that it would be trained as another model than the one that is "
+            "guarded; load it by attn_implementation='eager'"
+        )
+
+
+def refuse_backend(owner: str, backend: Backend) -> None:
+    """Refuse what shows only when the model has run once.
+
+    Raises:
+        ValueError: Naming the setting and the remedy.
+    """
+    config: Any = backend.model.config
+    heads = getattr(config.get_text_config(), "num_attention_heads", backend.n_heads)
+    if heads != backend.n_heads:
+        raise ValueError(
+            f"{owner}: each process runs {backend.n_heads} of the model's {heads} heads (tensor "
+            "parallelism over heads), so that no process sees the circuit; parallelize the MLPs "
+            "only, or use FSDP"
+        )
+
+
 def check_reach(
-    circuit: Circuit, terms: Mapping[str, Tensor], below: int, reach: Reach, module: LightningModule
+    circuit: Circuit, terms: Mapping[str, Tensor], below: int, reach: Reach, module: nn.Module
 ) -> None:
     """Refuse a penalty whose gradient does not come to the weights that it should.
 
@@ -74,31 +106,3 @@ def check_finite(
                 "base the heads of some role pay no attention to their targets, so nothing can be "
                 "retained of it; constrain kind='behaviour', or leave the role out of the circuit"
             )
-
-
-def log_penalty(
-    trainer: Trainer,
-    circuit: Circuit,
-    penalty: Tensor,
-    terms: Mapping[str, Tensor],
-    share: float,
-    step: int,
-    more: Mapping[str, Tensor],
-) -> None:
-    """Log the penalty and its terms over the rows of all processes.
-
-    Args:
-        trainer: Whose loggers; every process calls this.
-        circuit: Names the keys.
-        penalty: Over the rows of this process.
-        terms: The same.
-        share: Of this process in all rows, times the number of processes.
-        step: To log at.
-        more: By what stands for "penalty" in their keys; the same in every process.
-    """
-    prefix = f"circuit/{circuit.name}"
-    values = {f"{prefix}/penalty/{name}": term.detach() for name, term in terms.items()}
-    values[f"{prefix}/penalty"] = penalty.detach()
-    values = {key: over_processes(trainer, value, share) for key, value in values.items()}
-    values |= {f"{prefix}/{name}": value for name, value in more.items()}
-    log_metrics(trainer, {key: float(value) for key, value in values.items()}, step)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-
-from circuitkeep.callbacks.processes import read_for_all
-from circuitkeep.callbacks.subject import tokenizer_of
 from circuitkeep.capture import Backend
 from circuitkeep.capture.fingerprints import fingerprint_tokenizer
 from circuitkeep.circuits import Circuit
+from circuitkeep.guard.subject import tokenizer_of
+from circuitkeep.guard.training import Training, read_for_all
 from circuitkeep.penalties import Sum
 from circuitkeep.probes import Probe, build_probe
 from circuitkeep.probing import probe_rows
@@ -26,7 +24,7 @@ from circuitkeep.reference import (
 
 def base_reference(
     backend: Backend,
-    trainer: Trainer,
+    training: Training,
     circuit: Circuit,
     penalty: Sum,
     probe: Probe | None,
@@ -40,14 +38,14 @@ def base_reference(
 
     Args:
         backend: Of the model, which is the base unless `resumed`.
-        trainer: Every process calls this.
+        training: Every process calls this.
         circuit: Whose heads are guarded.
         penalty: Says what is needed of them.
         probe: Of the rows, if not the circuit's own.
         pool: How many rows, and their seed.
         tokenizer: See `tokenizer_of`.
         model_print: Fingerprint of the base model; not used if `resumed`.
-        path: Where it is kept; None for a name under the trainer's root directory.
+        path: Where it is kept; None for a name under the training's folder.
         resumed: The reference must be there: the model is no longer the base.
 
     Raises:
@@ -66,15 +64,15 @@ def base_reference(
     )
     if path is None:
         name = f"{circuit.name}-{fingerprint.short}.safetensors"
-        path = Path(trainer.default_root_dir) / "references" / name
+        path = training.folder / "references" / name
     may_differ = ("model",) if resumed else ()
-    kept = read_for_all(path, fingerprint, may_differ, resumed, trainer)
+    kept = read_for_all(path, fingerprint, may_differ, resumed, training)
     if kept is not None:
         return kept.to(backend.device), path
     rows = probe_rows(circuit, backend, tokenizer, "train", *pool, probe)
     reference = capture_reference(
         backend, circuit, rows, penalty.needs, penalty.all_queries, fingerprint
     )
-    if trainer.is_global_zero:
+    if training.is_first:
         reference.save(path)
     return reference, path

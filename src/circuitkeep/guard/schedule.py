@@ -7,8 +7,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Trainer
-
 
 class Share(NamedTuple):
     """What of the probe rows a due step takes.
@@ -34,12 +32,6 @@ class Pace(ABC):
     def state(self) -> dict[str, Any] | None:
         """For a resumed run, in plain numbers; None if there is nothing to keep."""
         return None
-
-    def before_batch(self, trainer: Trainer) -> None:  # noqa: B027
-        """Called on every rank before each batch of the training."""
-
-    def after_batch(self, trainer: Trainer, skipped: bool) -> None:  # noqa: B027
-        """And after it; `skipped` if the training step gave no loss."""
 
 
 @dataclass(frozen=True)
@@ -93,33 +85,31 @@ class Schedule:
         return 1 - passed if self.decay == "linear" else (1 + math.cos(math.pi * passed)) / 2
 
 
-def end_of(trainer: Trainer) -> float:
-    """How many optimizer steps the training will have taken in the end.
+def check_rows(owner: str, rows_per_step: int, pool_rows: int) -> None:
+    """Refuse to draw more rows than there are.
 
     Raises:
-        ValueError: If the trainer knows no end.
+        ValueError: With both numbers.
     """
-    end = trainer.estimated_stepping_batches
-    if not 0 < end < math.inf:
+    if rows_per_step > pool_rows:
         raise ValueError(
-            "CircuitPreservation: decay lets the weight fall to 0 at the end of the training, and "
-            "the trainer knows no end; give it max_steps or max_epochs"
+            f"{owner}: rows_per_step={rows_per_step} is more than pool_rows={pool_rows}"
         )
-    return float(end)
 
 
 def check_settings(
+    owner: str,
     *,
     weight: float,
     warmup_steps: int,
     every_n_steps: int,
-    rows_per_step: int,
+    rows_per_step: int | None,
     pool_rows: int,
     budget: float | None,
     decay: str | None,
     constrained: bool,
 ) -> None:
-    """Refuse settings of `CircuitPreservation` that are out of range or at odds.
+    """Refuse settings of a guard that are out of range or at odds; `owner` is its class.
 
     Raises:
         ValueError: Naming the setting and its value.
@@ -128,22 +118,18 @@ def check_settings(
         ("weight", weight, 0),
         ("warmup_steps", warmup_steps, 0),
         ("every_n_steps", every_n_steps, 1),
-        ("rows_per_step", rows_per_step, 1),
+        ("rows_per_step", 1 if rows_per_step is None else rows_per_step, 1),
         ("pool_rows", pool_rows, 1),
     ):
         if not least <= value < float("inf"):
-            raise ValueError(f"CircuitPreservation: {name} must be >= {least}, got {value}")
-    if rows_per_step > pool_rows:
-        raise ValueError(
-            f"CircuitPreservation: rows_per_step={rows_per_step} is more than pool_rows={pool_rows}"
-        )
+            raise ValueError(f"{owner}: {name} must be >= {least}, got {value}")
+    if rows_per_step is not None:
+        check_rows(owner, rows_per_step, pool_rows)
     if decay not in (None, "linear", "cosine"):
-        raise ValueError(
-            f"CircuitPreservation: decay must be 'linear', 'cosine' or None, got {decay!r}"
-        )
+        raise ValueError(f"{owner}: decay must be 'linear', 'cosine' or None, got {decay!r}")
     if constrained and (weight == 0 or warmup_steps or decay):
         raise ValueError(
-            "CircuitPreservation: a constraint chooses the weight itself, beginning with weight, "
+            f"{owner}: a constraint chooses the weight itself, beginning with weight, "
             f"but weight={weight}, warmup_steps={warmup_steps}, decay={decay}; give a weight above "
             "0 and leave the others out"
         )
@@ -151,11 +137,11 @@ def check_settings(
         return
     if not 0 < budget < 1:
         raise ValueError(
-            "CircuitPreservation: budget is a share of the training time, between 0 and 1 "
+            f"{owner}: budget is a share of the training time, between 0 and 1 "
             f"(0.03 is 3%), got {budget}"
         )
     if every_n_steps != 1:
         raise ValueError(
-            f"CircuitPreservation: budget={budget} chooses the interval itself, but "
+            f"{owner}: budget={budget} chooses the interval itself, but "
             f"every_n_steps={every_n_steps} is given too; leave one of them out"
         )
