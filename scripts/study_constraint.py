@@ -1,12 +1,13 @@
 """Does a constraint hold its target from any first weight, and does it cost more than a fixed one?
 
-Fine-tunes the embedded model for 300 steps of 32 rows, for 3 seeds, on two tasks: the demo's
-key-value map, which does not need what the circuit uses, and contradiction: rows like the probe's
-own, in which the token that repeats is followed, token by token with a probability from 0 to 1, by
-another one than before. Once with each of 7 fixed weights, and with ``constraint=0.95`` from 3
-first weights. Prints Markdown tables.
+Trains the embedded model, for 3 seeds, on four tasks. The demo's key-value map, which does not need
+what the circuit uses. Contradiction: rows like the probe's own, in which the token that repeats is
+followed, token by token with a probability from 0 to 1, by another one than before. DPO and GRPO:
+the key-value map from preferences and from rewards, as experiment=embedded_dpo and embedded_grpo.
+Once with each of 7 fixed weights, and with ``constraint=0.95`` from 3 first weights. Prints
+Markdown tables.
 
-    python scripts/study_constraint.py [--output outputs/constraint] [--jobs 2]
+    python scripts/study_constraint.py [--tasks TASK ...] [--rows 1] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -24,34 +25,42 @@ TARGET = 0.95
 SEEDS = (0, 1, 2)
 FIXED = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 FIRST = (0.01, 1.0, 30.0)
-TASKS = ("key-value", "contradiction")
-STEPS = 300
+# Each with the experiment that has its settings.
+TASKS = {
+    "key-value": "demo",
+    "contradiction": "demo",
+    "dpo": "embedded_dpo",
+    "grpo": "embedded_grpo",
+}
 
 
 def main() -> None:
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("outputs/constraint"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--rows", type=int, default=1, help="probe rows per step")
+    parser.add_argument("--output", type=Path, help="default: outputs/constraint-ROWS")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
+    output = options.output or Path(f"outputs/constraint-{options.rows}")
     os.environ["OMP_NUM_THREADS"] = "1"
     runs = [
-        (task, kind, weight, seed, options.output)
-        for task in TASKS
+        (task, kind, weight, seed, options.rows, output)
+        for task in options.tasks
         for kind, weights in (("constraint", FIRST), ("fixed", FIXED))
         for weight in weights
         for seed in SEEDS
     ]
     with ProcessPoolExecutor(options.jobs) as pool:
         found = list(pool.map(run, *zip(*runs, strict=True)))
-    for task in TASKS:
+    for task in options.tasks:
         print(f"\n{task}\n")
         _print([one for one in found if one["task"] == task])
 
 
 def _print(found: list[dict[str, Any]]) -> None:
     print(
-        "| run | held-in, last third | farthest from the target | held out | weight | task loss |"
+        "| run | held-in, last third | farthest from the target | held out | weight | task cost |"
     )
     print("|---|---|---|---|---|---|")
     keys = ("held_in", "farthest", "held_out", "weight", "loss")
@@ -75,37 +84,40 @@ def _print(found: list[dict[str, Any]]) -> None:
         if name.startswith("constraint"):
             pairs = zip(ones, groups[best], strict=True)
             costs = " ".join(f"{one['loss'] - other['loss']:+.4f}" for one, other in pairs)
-            print(f"\n{name} costs {costs} nats more than {best}, the best that keeps it")
+            print(f"\n{name} costs {costs} more than {best}, the best that keeps it")
 
 
-def run(task: str, kind: str, first: float, seed: int, output: Path) -> dict[str, Any]:
+def run(task: str, kind: str, first: float, seed: int, rows: int, output: Path) -> dict[str, Any]:
     """One training; what came of it is kept in a file, and not repeated."""
     path = output / f"{task}-{kind}-{first:g}-{seed}.json"
     if path.is_file():
         return json.loads(path.read_text())
     found = {"task": task, "kind": kind, "first": first, "seed": seed}
-    found |= _train(task, kind, first, seed, output)
+    found |= _train(task, kind, first, seed, rows, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
     return found
 
 
-def _train(task: str, kind: str, first: float, seed: int, output: Path) -> dict[str, Any]:
+def _train(
+    task: str, kind: str, first: float, seed: int, rows: int, output: Path
+) -> dict[str, Any]:
     # Here, so that only the processes that train load all this.
     import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.loggers import CSVLogger
 
-    from circuitkeep.callbacks.constraint import Constraint
     from circuitkeep.callbacks.preservation import CircuitPreservation
     from circuitkeep.capture import attach
     from circuitkeep.capture.models import load_model
     from circuitkeep.cli.demo import ROLES
+    from circuitkeep.cli.settings import construct
     from circuitkeep.evals.circuit import measure_circuit
+    from circuitkeep.guard import Constraint
     from circuitkeep.probes import build_probe
     from circuitkeep.probing import probe_rows
     from circuitkeep.scan import ScanReport, scan
-    from circuitkeep.tasks import CausalLM, KeyValueMap
+    from circuitkeep.tasks.contradiction import Contradiction
     from circuitkeep.tasks.embedded import train_embedded
 
     torch.set_num_threads(1)
@@ -122,11 +134,15 @@ def _train(task: str, kind: str, first: float, seed: int, output: Path) -> dict[
     constraint = Constraint(TARGET)
     if kind == "fixed":
         constraint = Constraint(TARGET, least=first * (1 - 1e-6), most=first * (1 + 1e-6))
-    guard = CircuitPreservation(circuit, weight=first, constraint=constraint, seed=seed)
+    guard = CircuitPreservation(
+        circuit, weight=first, constraint=constraint, rows_per_step=rows, seed=seed
+    )
+    config = _config(TASKS[task], seed)
+    steps = config.trainer.max_steps
     logger = CSVLogger(output, name)
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
+        max_steps=steps,
         gradient_clip_val=1.0,
         log_every_n_steps=1,
         logger=logger,
@@ -138,19 +154,19 @@ def _train(task: str, kind: str, first: float, seed: int, output: Path) -> dict[
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    data = (
-        KeyValueMap(train_rows=32 * STEPS, seed=seed)
-        if task == "key-value"
-        else _contradiction(seed)
-    )
-    learner = CausalLM(model, lr=3e-3)
+    data = construct(config.data)
+    if task == "contradiction":
+        data = Contradiction(train_rows=len(data.train_rows), seed=seed)
+    learner = construct(config.task, model=model)
     seen: dict[str, list[float]] = {"weight": [], "retention_held_in": []}
     _listen(logger, seen)
     trainer.fit(learner, data)
-    last = seen["retention_held_in"][-STEPS // 3 :]
-    loss = Trainer(
+    last = seen["retention_held_in"][-steps // 3 :]
+    validated = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
-    ).validate(learner, data, verbose=False)[0]["val/loss_nats"]
+    ).validate(learner, data, verbose=False)[0]
+    # Rewards are at most 1.
+    loss = 1 - validated["val/reward"] if task == "grpo" else validated["val/loss_nats"]
     batch = probe_rows(circuit, attach(model), None, "held_out", 256, 10_000)
     now = measure_circuit(attach(model.eval()), circuit, batch, causal=False)
     then = measure_circuit(attach(load_model(base)), circuit, batch, causal=False)
@@ -158,11 +174,21 @@ def _train(task: str, kind: str, first: float, seed: int, output: Path) -> dict[
         "held_in": mean(last),
         "farthest": max((value - TARGET for value in last), key=abs),
         "held_out": now.behaviour.mean().item() / then.behaviour.mean().item(),
-        "weight": mean(seen["weight"][-STEPS // 3 :]),
+        "weight": mean(seen["weight"][-steps // 3 :]),
         "loss": loss,
+        "validated": validated,
         "weights": seen["weight"],
         "retentions": seen["retention_held_in"],
     }
+
+
+def _config(experiment: str, seed: int) -> Any:
+    from hydra import compose, initialize_config_dir
+
+    from circuitkeep.cli.application import config_directory
+
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose("train", [f"experiment={experiment}", f"seed={seed}"])
 
 
 def _listen(logger: Any, seen: dict[str, list[float]]) -> None:
@@ -175,30 +201,6 @@ def _listen(logger: Any, seen: dict[str, list[float]]) -> None:
         log(metrics, step)
 
     logger.log_metrics = listening
-
-
-def _contradiction(seed: int) -> Any:
-    """Rows as the base model knows them, whose answers, token by token, are others now."""
-    import torch
-
-    from circuitkeep.tasks.loading import Rows, RowsModule
-    from circuitkeep.tasks.repetition import FIRST_CONTENT, repeated_segments
-
-    def contradicting(rows: int, seed: int) -> Rows:
-        columns = repeated_segments(rows, seed)
-        tokens, contents = columns["input_ids"], 64 - FIRST_CONTENT
-        place = tokens - FIRST_CONTENT
-        draw = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
-        other = (draw < place / (contents - 1)) & columns["answers"]
-        columns["labels"] = tokens.where(~other, (place + 1) % contents + FIRST_CONTENT)
-        # Nothing else is asked.
-        columns["labels"] = columns["labels"].where(columns["answers"], -100)
-        return Rows(columns)
-
-    data = RowsModule(32, seed, 0)
-    data.train_rows = contradicting(32 * STEPS, 2 * seed)
-    data.val_rows = contradicting(256, 2 * seed + 1)
-    return data
 
 
 if __name__ == "__main__":

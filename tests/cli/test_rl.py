@@ -82,6 +82,27 @@ def test_preferences_of_text(command, models, tmp_path):
     assert "a.jsonl:2: 'rejected' is empty; leave the line out" in stderr
 
 
+SMALL = {
+    "dpo": ["pairs=4", "val_pairs=4", "prompt_tokens=9", "completion_tokens=9"],
+    "grpo": [],
+}
+
+
+@pytest.mark.parametrize(("task", "logged"), [("dpo", "accuracy"), ("grpo", "reward")])
+def test_plain_text_is_all_they_need(command, models, tmp_path, task, logged):
+    """Without the circuit, which only stories260k has the heads for."""
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(" ".join(f"w{i % 30}" for i in range(j, j + 5)) for j in range(60)))
+    code, _, stderr = command(
+        *text(models, path, f"experiment=stories260k_{task}", "circuit=none"),
+        "data.batch_size=4",
+        "trainer.val_check_interval=1",
+        *(f"data.{setting}" for setting in SMALL[task]),
+    )
+    assert code == 0, stderr
+    assert {f"train/{logged}", f"val/{logged}"} <= columns(tmp_path / "run")
+
+
 def test_a_reward_of_text_for_a_model_without_any(command, train):
     code, _, stderr = command(
         *(argument for argument in train if argument != "data=key_value"),

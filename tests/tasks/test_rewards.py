@@ -70,10 +70,17 @@ def test_weighted_sum():
     }
 
 
+def test_a_reward_that_is_none_is_left_out():
+    rewards = {"answer": None, "one": lambda c: [1.0] * len(c.tokens)}
+    total, each = WeightedRewards(rewards)(completions([[5]]))
+    assert (total.tolist(), list(each)) == ([1], ["one"])
+
+
 @pytest.mark.parametrize(
     ("rewards", "weights", "message"),
     [
         ({}, None, "there is no reward"),
+        ({"answer": None}, None, "there is no reward"),
         ({"a": len}, {"b": 1.0}, "a weight for 'b'; the rewards are a"),
         ({"a": len}, {"a": float("nan")}, "the weight of reward 'a' is nan"),
     ],

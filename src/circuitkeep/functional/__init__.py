@@ -12,6 +12,7 @@ from circuitkeep.functional.divergences import (
     pattern_squared_error,
     relative_squared_error,
 )
+from circuitkeep.functional.hypervolume import hypervolume
 from circuitkeep.functional.inference import (
     holm,
     matched_heads,
@@ -30,6 +31,7 @@ __all__ = [
     "head_score",
     "head_score_per_row",
     "holm",
+    "hypervolume",
     "matched_heads",
     "matched_null_p",
     "mean_interval",

@@ -63,7 +63,7 @@ class GRPO(PolicyTask):
     def __init__(
         self,
         model: nn.Module,
-        rewards: Mapping[str, Reward],
+        rewards: Mapping[str, Reward | None],
         reward_weights: Mapping[str, float] | None = None,
         group_size: int = 8,
         sampling: Sampling | None = None,

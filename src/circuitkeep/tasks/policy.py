@@ -46,7 +46,7 @@ class PolicyTask(CausalLM):
     def __init__(
         self,
         model: nn.Module,
-        rewards: Mapping[str, Reward],
+        rewards: Mapping[str, Reward | None],
         reward_weights: Mapping[str, float] | None,
         group_size: int,
         sampling: Sampling | None,

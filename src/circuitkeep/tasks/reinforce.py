@@ -46,7 +46,7 @@ class Reinforce(PolicyTask):
     def __init__(
         self,
         model: nn.Module,
-        rewards: Mapping[str, Reward],
+        rewards: Mapping[str, Reward | None],
         reward_weights: Mapping[str, float] | None = None,
         baseline: str = "group",
         group_size: int = 8,

@@ -139,7 +139,7 @@ class WeightedRewards:
     """Named rewards, and their weighted sum.
 
     Args:
-        rewards: By the names they are logged under.
+        rewards: By the names they are logged under; one that is None is left out.
         weights: By the same names; those not named here weigh 1. A negative one punishes.
 
     Raises:
@@ -147,8 +147,9 @@ class WeightedRewards:
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None
+        self, rewards: Mapping[str, Reward | None], weights: Mapping[str, float] | None = None
     ) -> None:
+        rewards = {name: reward for name, reward in rewards.items() if reward is not None}
         if not rewards:
             raise ValueError("there is no reward; name one, e.g. {'answer': AnswerMatch()}")
         for name, weight in (weights or {}).items():
@@ -156,7 +157,7 @@ class WeightedRewards:
                 raise ValueError(f"a weight for {name!r}; the rewards are {', '.join(rewards)}")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of reward {name!r} is {weight}; it must be finite")
-        self.rewards = dict(rewards)
+        self.rewards = rewards
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
 
     def __call__(
