@@ -8,7 +8,7 @@ from torch import nn
 
 from circuitkeep.capture import attach
 from circuitkeep.capture.fingerprints import fingerprint_model, fingerprint_tokenizer
-from circuitkeep.capture.models import load_checkpoint, load_model, load_tokenizer, save_model
+from circuitkeep.capture.models import load_model, load_tokenizer, save_model
 from circuitkeep.capture.sampling import sample_tokens, special_tokens
 
 
@@ -16,18 +16,6 @@ from circuitkeep.capture.sampling import sample_tokens, special_tokens
 def folder(tiny_model, word_tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "llama"
     save_model(tiny_model("llama"), path, word_tokenizer)
-    return path
-
-
-class Task(nn.Module):
-    def __init__(self, **children):
-        super().__init__()
-        for name, child in children.items():
-            setattr(self, name, child)
-
-
-def write_checkpoint(path, module):
-    torch.save({"state_dict": module.state_dict(), "epoch": 1}, path)
     return path
 
 
@@ -39,7 +27,6 @@ def test_round_trip(folder, tiny_model, word_tokenizer):
         "eager"
     )
     assert load_tokenizer(folder).get_vocab() == word_tokenizer.get_vocab()
-    assert not load_checkpoint(folder, base="unused").training
 
 
 def test_saving_is_whole_or_nothing(tmp_path, tiny_model):
@@ -63,11 +50,9 @@ def test_saving_is_whole_or_nothing(tmp_path, tiny_model):
 def test_nothing_there(tmp_path):
     missing = tmp_path / "nothing"
     for path in (missing, str(missing), f"./{missing.name}"):
-        for load in (load_model, load_tokenizer, lambda p: load_checkpoint(p, base=p)):
+        for load in (load_model, load_tokenizer):
             with pytest.raises(FileNotFoundError, match="there is no model directory at"):
                 load(path)
-    with pytest.raises(FileNotFoundError, match="no checkpoint file at"):
-        load_checkpoint(tmp_path / "last.ckpt", base=missing)
 
 
 def test_a_file_is_no_directory(tmp_path):
@@ -121,68 +106,12 @@ def test_models_of_another_kind(tmp_path):
             load_model(path)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_lightning_checkpoints(tmp_path, tiny_model, tied):
-    base = tmp_path / "base"
-    save_model(tiny_model("llama", tie_word_embeddings=tied), base)
-    trained = tiny_model("llama", seed=1, tie_word_embeddings=tied)
-    expected = fingerprint_model(trained)
-    for name, module in {
-        "task": Task(model=trained),
-        "bare": trained,
-        "deep": Task(net=Task(inner=trained), head=nn.Linear(2, 2)),
-        "compiled": Task(model=torch.compile(trained, backend="eager")),
-    }.items():
-        path = write_checkpoint(tmp_path / f"{name}.ckpt", module)
-        assert fingerprint_model(load_checkpoint(path, base)) == expected, name
-    if tied:  # a writer may leave the second name of a tied weight out
-        state = {f"model.{k}": v for k, v in trained.state_dict().items() if "lm_head" not in k}
-        torch.save({"state_dict": state}, tmp_path / "short.ckpt")
-        loaded = load_checkpoint(tmp_path / "short.ckpt", base)
-        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-        assert fingerprint_model(loaded) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_hidden_layers": 1}, r"the checkpoint lacks model\.layers\.1\."),
-        ({"num_hidden_layers": 3}, r"the model lacks model\.layers\.2\."),
-        ({"intermediate_size": 16}, "size mismatch"),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_of_another_architecture(folder, tmp_path, tiny_model, changes, message):
-    path = write_checkpoint(tmp_path / "x.ckpt", Task(model=tiny_model("llama", **changes)))
-    with pytest.raises(ValueError, match=f"(?s)does not fit the architecture of .*{message}"):
-        load_checkpoint(path, folder)
-
-
-def test_other_errors_of_checkpoints(folder, tmp_path, tiny_model):
-    path = tmp_path / "x.ckpt"
-    state = {f"model.{k}": v for k, v in tiny_model("llama").state_dict().items()}
-    del state["model.lm_head.weight"]  # which is not tied here
-    torch.save({"state_dict": state}, path)
-    with pytest.raises(ValueError, match=r"the checkpoint lacks lm_head\.weight"):
-        load_checkpoint(path, folder)
-    both = Task(policy=tiny_model("llama"), reference=tiny_model("llama", seed=1))
-    with pytest.raises(ValueError, match=r"holds 2 models .*\('policy', 'reference'\)"):
-        load_checkpoint(write_checkpoint(path, both), folder)
-    for content in (b"", b"nothing"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not a Lightning checkpoint"):
-            load_checkpoint(path, folder)
-    torch.save({"weights": {}}, path)
-    with pytest.raises(ValueError, match="is not a Lightning checkpoint"):
-        load_checkpoint(path, folder)
-
-
 def test_fingerprint_of_a_model(folder, tiny_model):
     model = tiny_model("llama")
     print_ = fingerprint_model(model)
     assert fingerprint_model(load_model(folder)) == print_, "saved and loaded"
     assert fingerprint_model(load_model(folder, attn_implementation="eager")) == print_
-    assert fingerprint_model(Task(model=model)) == print_
+    assert fingerprint_model(nn.ModuleDict({"model": model})) == print_
     assert fingerprint_model(tiny_model("llama", rms_norm_eps=1e-5)) != print_, "its config counts"
     assert fingerprint_model(tiny_model("llama", dtype=torch.bfloat16)) != print_
     weight = model.model.layers[1].self_attn.o_proj.weight

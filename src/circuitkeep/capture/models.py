@@ -36,7 +36,8 @@ def load_model(
     """Load a causal language model from a directory or from the Hugging Face hub.
 
     Args:
-        path: A directory with ``config.json`` and weights, or a hub name such as ``gpt2``.
+        path: A directory with ``config.json`` and weights, or a hub name such as ``gpt2``, of which
+            ``gpt2@REVISION`` is a branch, tag or commit.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` ...; transformers' own
             choice if None.
@@ -46,15 +47,15 @@ def load_model(
         FileNotFoundError: If `path` looks like a directory and is none.
         ValueError: If it is not a causal language model, or cannot be loaded.
     """
-    name = _check_path(path)
+    name, revision = _check_path(path)
     dtypes = ("float32", "bfloat16", "float16", "auto")
     if dtype not in dtypes:
         raise ValueError(f"model.dtype={dtype!r}: choose one of {', '.join(dtypes)}")
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load a model from {name!r}: {first_line(error)}") from error
     architectures = config.architectures or []
     if config.is_encoder_decoder or (
         architectures and not any("CausalLM" in a or "LMHead" in a for a in architectures)
@@ -73,7 +74,7 @@ def load_model(
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load a model from {name!r}: {first_line(error)}") from error
     model, report = loaded
     if report["missing_keys"]:  # transformers draws them at random and goes on
         raise ValueError(f"the weights in {name!r} lack {min(report['missing_keys'])}")
@@ -86,12 +87,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: If there is none; the message says how to add one.
     """
-    name = _check_path(path)
+    name, revision = _check_path(path)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{name!r} has no tokenizer that can be loaded ({_first_line(error)}); save one "
+            f"{name!r} has no tokenizer that can be loaded ({first_line(error)}); save one "
             "there with tokenizer.save_pretrained, or name one by model.tokenizer=PATH"
         ) from error
 
@@ -127,50 +128,6 @@ def has_tokenizer(path: str | os.PathLike[str]) -> bool:
     return any((Path(path) / name).is_file() for name in names)
 
 
-def load_checkpoint(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> PreTrainedModel:
-    """Load a trained model: a model directory, a hub name, or a Lightning ``.ckpt`` file.
-
-    Args:
-        path: What to load.
-        base: Where the architecture comes from, for a ``.ckpt`` (which holds weights only).
-
-    Raises:
-        FileNotFoundError: If there is nothing at `path`.
-        ValueError: If the file is not a checkpoint of this architecture.
-    """
-    if not os.fspath(path).endswith(".ckpt"):
-        return load_model(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
-    model = load_model(base)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise ValueError(f"{path} is not a Lightning checkpoint: {_first_line(error)}") from error
-    wanted = model.state_dict()
-    anchor = next(iter(wanted))
-    prefixes = [key[: -len(anchor)] for key in state if f".{key}".endswith(f".{anchor}")]
-    if len(prefixes) > 1:
-        names = ", ".join(repr(prefix.rstrip(".")) for prefix in prefixes)
-        raise ValueError(
-            f"{path} holds {len(prefixes)} models of this architecture ({names}); save the one "
-            "you mean as a model directory"
-        )
-    prefix = prefixes[0] if prefixes else ""
-    found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    try:
-        missing, unexpected = model.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the architecture of {base}: {error}") from error
-    # A tied weight has several names, of which one is enough.
-    there = {value.data_ptr() for key, value in wanted.items() if key in found}
-    missing = [key for key in missing if wanted[key].data_ptr() not in there]
-    for keys, where in ((missing, "the checkpoint lacks"), (unexpected, "the model lacks")):
-        if keys:
-            raise ValueError(f"{path} does not fit the architecture of {base}: {where} {min(keys)}")
-    return model
-
-
 def quiet() -> None:
     """Silence transformers' own progress bars and notices, as a command-line program wants."""
     transformers.logging.set_verbosity_error()
@@ -197,7 +154,7 @@ def save_model(model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: 
             shutil.rmtree(path)
         temporary.rename(path)
     except SafetensorError as error:  # which is no OSError, even where the disk is full
-        raise OSError(f"the model was not written to {path}: {_first_line(error)}") from error
+        raise OSError(f"the model was not written to {path}: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -275,17 +232,20 @@ def build_word_tokenizer(words: Sequence[str], bos: str, unknown: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, unk_token=unknown)
 
 
-def _check_path(path: str | os.PathLike[str]) -> str:
+def _check_path(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The directory or hub name, and the revision of the latter."""
     name = os.fspath(path)
     local = Path(name).expanduser()
     if local.is_dir():
-        return str(local)
+        return str(local), "main"
     if local.is_file():
         raise ValueError(f"{name} is a file; name the directory of the model, or a hub name")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"there is no model directory at {name}")
-    return name
+    name, _, revision = name.partition("@")
+    return name, revision or "main"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of an error's message, what fits into a sentence."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitkeep.capture import Backend, attach
-from circuitkeep.capture.models import load_checkpoint
+from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.circuits import Circuit
 from circuitkeep.compare.report import (
     CheckpointResult,
