@@ -55,6 +55,7 @@ STORIES: dict[str, tuple[tuple[float, float, float], int, dict[str, Any]]] = {
     "KL everywhere, .3": ((0, 0, 0.3), 8, {"answers": "all"}),
     "KL everywhere, 1": ((0, 0, 1), 8, {"answers": "all", "pool": 512}),
     "KL everywhere, 1, 24 rows": ((0, 0, 1), 24, {"answers": "all", "pool": 1024}),
+    "KL everywhere, .6, 64 rows": ((0, 0, 0.6), 64, {"answers": "all", "pool": 2048}),
 }
 
 

@@ -10,30 +10,39 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from circuitkeep import __version__
 from circuitkeep.circuits import did_you_mean
+
+if TYPE_CHECKING:
+    from circuitkeep.cli.jobs import Jobs
 
 COMMANDS = {
     "demo": "train the embedded model, fine-tune it with and without a guard, and compare",
     "train": "fine-tune a model, guarding a circuit",
     "scan": "score every head of a model on the roles that a probe labels",
     "survey": "lay the scans of several models side by side",
+    "sweep": "report what the runs of a sweep (train -m) kept, and at what cost",
     "compare": "measure checkpoints side by side with their base model",
+    "watch": "follow a running training in the browser",
     "bench": "measure what circuitkeep claims, beside what one would use instead",
 }
 OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
 """Those of Hydra that make sense here."""
+MULTIRUN = {"-m", "--multirun"}
 HARMLESS = ("does not have many workers", "Checkpoint directory", "LeafSpec", "'set_vital'")
 """Warnings of other libraries that say nothing to the user of a command."""
 
 
 _OPEN = ("evals.datasets.", "probe.aliases.")
+_FIRST = {"watch": "run"}
+"""The key that a first argument without a key is the value of."""
 
 
 def config_directory() -> Path:
@@ -79,17 +88,24 @@ def run(command: str, overrides: Sequence[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from circuitkeep.capture.models import quiet
     from circuitkeep.cli.mistakes import check_complete
 
     function = importlib.import_module(f"circuitkeep.cli.{command}").run
-    quiet()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     command_line, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "")
     one_sentence = nullcontext if full_error == "1" else _one_sentence
 
+    # Hydra wants its options before the overrides.
+    ordered = sorted(_shorthands(overrides), key=lambda text: "=" in text or text[0] == "~")
+    sweep = None
+    if command == "train" and MULTIRUN & set(ordered):
+        with one_sentence():
+            sweep, ordered = _sweep(ordered)
+
     @functools.wraps(function)
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> tuple[float, ...] | None:
+        if sweep is not None:
+            with _interruptible():
+                return sweep(config)
         # As it was typed: Lightning starts the processes of further devices with it.
         sys.argv = command_line
         with one_sentence():
@@ -100,23 +116,58 @@ def run(command: str, overrides: Sequence[str]) -> None:
                 pass
             check_complete(config)
             function(config)
+        return None
 
-    # Hydra reads the overrides here, and nowhere else; it wants its options before them.
-    ordered = sorted(overrides, key=lambda override: "=" in override or override.startswith("~"))
-    sys.argv = [f"circuitkeep {command}", *_shorthands(ordered)]
+    # Hydra reads the overrides here, and nowhere else.
+    sys.argv = [f"circuitkeep {command}", *ordered]
     # Without this, it would print its own kind of message and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     on_sigterm = signal.signal(signal.SIGTERM, lambda *_: _fail("stopped by SIGTERM", 143))
     try:
-        with one_sentence(), warnings.catch_warnings():
-            for message in HARMLESS:
-                warnings.filterwarnings("ignore", f".*{message}")
-            warnings.showwarning = _show_warning
-            with nullcontext() if full_error == "1" else _told_where():
-                hydra.main(str(config_directory()), command, "1.3")(job)()
+        with one_sentence(), calm(), nullcontext() if full_error == "1" else _told_where():
+            hydra.main(str(config_directory()), command, "1.3")(job)()
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = command_line, full_error
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Hush what other libraries say that means nothing to the user of a command."""
+    from circuitkeep.capture.models import quiet
+
+    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", f".*{message}")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _sweep(ordered: Sequence[str]) -> tuple[Jobs, list[str]]:
+    """What a sweep of `train` calls for each job, and its command line for Hydra."""
+    from circuitkeep.cli.jobs import Ending, Jobs, swept_keys
+
+    sweep = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    ending = f"+hydra.callbacks.ending={{_target_:{Ending.__module__}.Ending,sweep:'{sweep}'}}"
+    # The jobs keep a record of their own, written only where no other run has one.
+    added = [ending, "hydra.output_subdir=null"]
+    optuna = any(text.startswith("hydra/sweeper=optuna") for text in ordered)
+    if optuna and not any("max_failure_rate" in text for text in ordered):
+        # One failed job stops no other.
+        added.append("hydra.sweeper.max_failure_rate=1")
+    jobs = Jobs(sweep, swept_keys(ordered), sys.argv[0])
+    return jobs, [*ordered, *added]
+
+
+def mendable() -> tuple[type[Exception], ...]:
+    """What is raised for what a user can mend."""
+    from hydra.errors import HydraException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return ValueError, OSError, HydraException, OmegaConfBaseException, MisconfigurationException
 
 
 @contextmanager
@@ -138,24 +189,21 @@ def _told_where() -> Iterator[None]:
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Print what the user got wrong, and exit with 2."""
-    from hydra.errors import HydraException
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from omegaconf.errors import OmegaConfBaseException
-
     from circuitkeep.cli.mistakes import sentence
 
     try:
-        yield
-    except (
-        ValueError,
-        OSError,
-        HydraException,
-        OmegaConfBaseException,
-        MisconfigurationException,
-    ) as error:
+        with _interruptible():
+            yield
+    except mendable() as error:
         _fail(sentence(error))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C: Lightning turns it into an exit, inside a fit."""
+    try:
+        yield
     except SystemExit as stop:
-        # Lightning turns Ctrl-C into this, inside a fit.
         if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
         raise
@@ -166,11 +214,28 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def _choice(command: str, overrides: Sequence[str]) -> list[str]:
-    """What a command with a config group of its own name does: ``bench scan`` is ``bench=scan``."""
+    """What a command does: ``bench scan`` is ``bench=scan``, ``watch DIR`` is ``watch run=DIR``."""
     first, *rest = overrides or [""]
+    if command == "sweep":
+        return _sweep_folder(overrides)
+    if command in _FIRST and (os.path.exists(first) or re.match(r"[^-+~=][^=]*$", first)):
+        quoted = first.replace("'", "\\'")
+        return [f"{_FIRST[command]}='{quoted}'", *rest]
     if re.fullmatch(r"\w[\w-]*", first) and (config_directory() / command).is_dir():
         return [f"{command}={first}", *rest]
     return list(overrides)
+
+
+def _sweep_folder(overrides: Sequence[str]) -> list[str]:
+    first, *rest = overrides or [""]
+    if first != "report":
+        _fail(f"what shall be done with the sweep? `circuitkeep sweep report DIR`, got {first!r}")
+    if not any(text.startswith(("dir=", "-")) for text in rest) and (not rest or "=" in rest[0]):
+        _fail("which sweep? `circuitkeep sweep report DIR`: what was its output=DIR")
+    if rest and re.match(r"[^-+~=][^=]*$", rest[0]):
+        folder = rest[0].replace("'", "\\'")
+        return [f"dir='{folder}'", *rest[1:]]
+    return rest
 
 
 def _shorthands(overrides: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ EXAMPLES = {
     "circuit.path": "circuit=FILE.yaml; `circuitkeep scan` writes one",
     "data.train": "data.train=FILE, a folder, or the name of a data set on the hub",
     "base": "base=DIRECTORY",
+    "run": "the run's output folder, as in `circuitkeep watch DIRECTORY`",
     "checkpoints": "checkpoints=[DIRECTORY,...] or checkpoints={NAME:DIRECTORY,...}",
     "circuits": "circuits=[FILE.yaml,...]",
     "scans": "scans=[A/scan.json,B/scan.json,...]; `circuitkeep scan` writes them",

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
+from circuitkeep.callbacks import CapabilityEvals, CircuitMonitor
 from circuitkeep.capture import attach
 from circuitkeep.capture.find import is_bridge
 from circuitkeep.capture.models import save_model
@@ -22,6 +23,11 @@ from circuitkeep.probes import build_probe
 
 def run(config: DictConfig) -> None:
     """Train, then save the model under ``<output>/model``."""
+    train(config)
+
+
+def train(config: DictConfig) -> pl.Trainer:
+    """As `run`; the trainer holds what was measured."""
     resume = config.trainer.resume
     if resume is not None and not Path(resume).is_file():
         raise FileNotFoundError(f"trainer.resume: there is no checkpoint at {resume}")
@@ -46,6 +52,28 @@ def run(config: DictConfig) -> None:
     if trainer.is_global_zero:
         save_model(model, output / "model", tokenizer)
         print(f"model saved in {output / 'model'}")
+    if config.validate_at_end:
+        trainer.validate(task, datamodule=data, verbose=False)
+    return trainer
+
+
+def final_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """What was measured last: by the task, the monitor and the capability evaluations."""
+    found = {str(name): float(value) for name, value in trainer.callback_metrics.items()}
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, CircuitMonitor) and callback.history:
+            found |= {name: value for name, value in callback.history[-1].items() if name != "step"}
+        elif isinstance(callback, CapabilityEvals):
+            for name, values in callback.latest.items():
+                found |= {f"capability/{name}/{quantity}": x for quantity, x in values.items()}
+    return found
+
+
+def guards(config: DictConfig) -> bool:
+    """Whether the penalty has a circuit to hold and a weight to hold it with."""
+    nothing = config.penalty.weight == 0 and config.penalty.constraint is None
+    known = "path" not in config.circuit or config.circuit.path is not None
+    return known and not nothing and config.callbacks.get("preservation") is not None
 
 
 def _trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -127,8 +155,7 @@ def _callbacks(
         if name == "progress" and not config.trainer.enable_progress_bar:
             continue
         if name == "preservation":
-            nothing = config.penalty.weight == 0 and config.penalty.constraint is None
-            if circuit is None or nothing:
+            if not guards(config):
                 continue
             given = {
                 "circuit": held,
