@@ -12,10 +12,10 @@ import torch
 
 import circuitkeep
 from circuitkeep.callbacks.resume import random_state
-from circuitkeep.capture.models import load_model
+from circuitkeep.capture.models import build_word_tokenizer, load_model
 from circuitkeep.circuits import Head, load_circuit
 from circuitkeep.cli.application import COMMANDS
-from circuitkeep.cli.compare import named
+from circuitkeep.cli.compare import check_tokenizers, named
 from circuitkeep.tasks import indirect_objects
 from circuitkeep.tasks.trained_once import Recipe
 
@@ -247,6 +247,38 @@ def test_lightning_can_start_the_command_again(command, models, monkeypatch):
 )
 def test_names_of_checkpoints(paths, names):
     assert list(named(paths)) == names
+
+
+def test_checkpoints_may_be_a_pattern(tmp_path):
+    for name in ("run-2", "run-10", "other"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    found = named(str(tmp_path / "run-*" / "model"))
+    assert found == {name: str(tmp_path / name / "model") for name in ("run-2", "run-10")}
+    assert list(found) == ["run-2", "run-10"]
+    with pytest.raises(ValueError, match=r"no checkpoint fits .*none-\*"):
+        named([str(tmp_path / "none-*")])
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    base = build_word_tokenizer(["<s>", "<unk>", "cat", "dog"], "<s>", "<unk>")
+    more = build_word_tokenizer(["<s>", "<unk>", "cat", "dog", "bird"], "<s>", "<unk>")
+    other = build_word_tokenizer(["<s>", "<unk>", "dog", "cat"], "<s>", "<unk>")
+    paths = {}
+    for name, tokenizer in {"same": base, "more": more, "other": other}.items():
+        paths[name] = str(tmp_path / name)
+        tokenizer.save_pretrained(paths[name])
+    check_tokenizers({"same": paths["same"], "more": paths["more"], "hub": "gpt2"}, base)
+    check_tokenizers(paths, None)
+    with pytest.raises(ValueError, match=r"'other' .* another tokenizer .* 'cat' is token 2 .* 3"):
+        check_tokenizers(paths, base)
+
+
+def test_a_trajectory_may_be_a_folder_or_a_list(tmp_path):
+    for name in ("step=9.ckpt", "step=10.ckpt", "last.ckpt"):
+        (tmp_path / name).touch()
+    assert set(named(str(tmp_path), trajectory=True)) == {"step=9.ckpt", "step=10.ckpt"}
+    paths = [str(tmp_path / "step=9.ckpt")]
+    assert named(paths, trajectory=True) == {"step=9.ckpt": paths[0]}
 
 
 def test_scan_says_how_sure_it_is_and_what_heads_do(command, models, tmp_path):

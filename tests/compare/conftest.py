@@ -1,5 +1,6 @@
 """A report as `compare` makes them, without models: one circuit, three checkpoints."""
 
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -8,6 +9,8 @@ from circuitkeep.compare.report import (
     CheckpointResult,
     CircuitDescription,
     CircuitResult,
+    MovedHeads,
+    Ranking,
     Report,
 )
 
@@ -33,6 +36,12 @@ def circuit_result(identity, causal, behaviour):
         behaviour=0.99 * behaviour,
         role_scores={role: dict.fromkeys(heads, 0.95 * identity) for role, heads in ROLES.items()},
         scores=scores,
+        moved={
+            role: MovedHeads(heads, ("L0H3",)) if identity < 0.5 else MovedHeads()
+            for role, heads in ROLES.items()
+        },
+        rankings={role: Ranking(2 * identity - 1, identity, float("nan")) for role in ROLES},
+        contributions={head: 7.25 * causal for heads in ROLES.values() for head in heads},
     )
 
 
@@ -69,9 +78,16 @@ def report():
                 rows=256,
                 seed=7,
                 ablation="mean",
+                contribution="direct logit attribution",
             )
         },
         created="2025-06-03T14:02:11Z",
         command="circuitkeep compare base=models/base",
         versions={"circuitkeep": "0.1.0"},
     )
+
+
+@pytest.fixture
+def trajectory(report):
+    """The same checkpoints as one training's."""
+    return replace(report, steps=(100, 200, 300))

@@ -1,11 +1,14 @@
 import json
 import math
+import weakref
 
 import pytest
 import torch
 
+from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.capture.models import build_embedded, save_model
 from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.compare import measure
 from circuitkeep.compare.measure import circuit_result, compare
 from circuitkeep.evals import CircuitMeasurement
 
@@ -51,8 +54,8 @@ def test_the_base_keeps_everything_of_itself_and_so_does_a_copy(models):
     assert same.capability["text"] == report.base.capability["text"]
     assert other.circuits["induction"].identity_retention != 1
     assert other.capability["text"] != report.base.capability["text"]
-    # The Lightning file holds the same weights as the directory.
-    assert ckpt.circuits == other.circuits
+    # The Lightning file holds the same weights as the directory. (No NaN equals another.)
+    assert repr(ckpt.circuits) == repr(other.circuits)
     assert ckpt.capability == other.capability
 
     description = report.circuits["induction"]
@@ -92,18 +95,59 @@ def measurement(scores, effect, behaviour):
 def test_retentions_by_hand():
     base = measurement([0.8, 0.4, math.nan], [2.0, 2.0, 2.0], [1.0, 0.5, 0.0])
     now = measurement([0.4, 0.2, math.nan], [1.0, 2.0, 0.0], [1.0, 0.5, 1.5])
-    found = circuit_result(now, base, induction(heads=(Head(0, 0),)))
+    found = circuit_result(now, base, induction(heads=(Head(0, 0),)), {"L0H0": 2.5})
     assert found.identity_retention == pytest.approx(0.5)
     assert found.identity_interval == pytest.approx((0.5, 0.5))  # every pair of rows says a half
     assert found.causal_retention == pytest.approx(0.5)
     assert found.behaviour_retention == pytest.approx(2.0)
     assert found.causal_interval[0] < 0.5 < found.causal_interval[1]
     assert found.role_scores == {"induction": {"L0H0": pytest.approx(0.3)}}
+    assert found.contributions == {"L0H0": 2.5}
+    assert math.isnan(found.rankings["induction"].spearman)  # of a single head
 
 
 def test_a_base_of_zero_gives_no_ratio():
     base = measurement([0.8, 0.4], [0.0, 0.0], [-1.0, 0.5])
-    found = circuit_result(base, base, induction(heads=(Head(0, 0),)))
+    found = circuit_result(base, base, induction(heads=(Head(0, 0),)), {})
     assert found.identity_retention == 1
     assert math.isnan(found.causal_retention)
     assert math.isnan(found.behaviour_interval[0])
+
+
+def test_one_model_is_alive_however_many_checkpoints(models, monkeypatch):
+    alive, seen = weakref.WeakSet(), []
+
+    def loaded(path, base):
+        seen.append(len(alive))
+        model = load_checkpoint(path, base)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr(measure, "load_checkpoint", loaded)
+    checkpoints = {f"step{step}": models / "same" for step in range(5)}
+    compare(models / "base", checkpoints, [induction()], datasets={"text": batches()}, rows=4)
+    # Before each model is loaded, the one before it is gone.
+    assert seen == [0] * 6
+
+
+def test_a_trajectory_is_in_the_order_of_its_steps(models):
+    checkpoints = {"step=100": models / "other", "step=20": models / "same"}
+    told = []
+    report = compare(
+        models / "base", checkpoints, [induction()], rows=4, progress=told.append, trajectory=True
+    )
+    assert report.steps == (20, 100)
+    assert told == ["base", "step=20", "step=100"]
+    assert [each.name for each in report.checkpoints] == ["step=20", "step=100"]
+    first, last = (each.circuits["induction"] for each in report.checkpoints)
+    base = report.base.circuits["induction"]
+    assert first.contributions == base.contributions != last.contributions
+    assert list(base.contributions) == ["L1H0", "L1H2"]
+    assert first.rankings["induction"].spearman == 1 > last.rankings["induction"].spearman
+    assert report.circuits["induction"].contribution.startswith("direct logit attribution")
+
+
+def test_a_trajectory_without_steps_is_refused_before_anything_is_loaded(models, monkeypatch):
+    monkeypatch.setattr(measure, "load_checkpoint", None)
+    with pytest.raises(ValueError, match="'same' tells no training step"):
+        compare(models / "base", {"same": models / "same"}, [induction()], trajectory=True)

@@ -23,19 +23,32 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__()
         self.elements, self.scripts, self.styles, self.text = [], [], [], []
-        self.open = None
+        self.cells = []
+        self.open, self.inside = None, False
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
         self.open = tag
+        if tag == "tr":
+            self.cells.append([])
+        elif tag in ("th", "td"):
+            self.cells[-1].append("")
+            self.inside = True
 
     def handle_endtag(self, tag):
         self.open = None
+        self.inside = self.inside and tag not in ("th", "td")
 
     def handle_data(self, data):
+        if self.inside:
+            self.cells[-1][-1] += data
         kinds = {"script": self.scripts, "style": self.styles}
         kinds.get(self.open, self.text).append(data)
+
+    def rows(self):
+        """The cells of every line of every table, as text."""
+        return [[" ".join(cell.split()) for cell in row] for row in self.cells if row]
 
     def charts(self):
         return json.loads(self.scripts[0])
@@ -55,7 +68,11 @@ def hostile(report):
             capability=renamed(each.capability),
             circuits={
                 HOSTILE + name: replace(
-                    result, role_scores=renamed(result.role_scores), scores=renamed(result.scores)
+                    result,
+                    role_scores=renamed(result.role_scores),
+                    scores=renamed(result.scores),
+                    moved=renamed(result.moved),
+                    rankings=renamed(result.rankings),
                 )
                 for name, result in each.circuits.items()
             },
@@ -72,6 +89,7 @@ def hostile(report):
                 source=HOSTILE,
                 probe=HOSTILE,
                 ablation=HOSTILE,
+                contribution=HOSTILE,
             )
             for name, circuit in report.circuits.items()
         },
@@ -81,8 +99,8 @@ def hostile(report):
     )
 
 
-def test_loads_nothing(report):
-    source = render_page(report)
+def test_loads_nothing(either):
+    source = render_page(either)
     page = Page(source)
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "data"):
@@ -108,8 +126,14 @@ def test_policy_runs_only_the_pages_own_scripts(report):
     assert "script-src 'unsafe-inline'" not in policy
 
 
-def test_hostile_texts_are_shown_not_run(report):
-    clean, page = Page(render_page(report)), Page(render_page(hostile(report)))
+@pytest.fixture(params=["side by side", "trajectory"])
+def either(request, report, trajectory):
+    """A report of each kind: their pages differ."""
+    return trajectory if request.param == "trajectory" else report
+
+
+def test_hostile_texts_are_shown_not_run(either):
+    clean, page = Page(render_page(either)), Page(render_page(hostile(either)))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in clean.elements]
     assert len(page.scripts) == 3
     shown = "".join(page.text)
@@ -117,10 +141,14 @@ def test_hostile_texts_are_shown_not_run(report):
     for text in ("unregularized", "repeats", "induction", "L0H2"):
         assert text in shown
     assert shown.count(HOSTILE) > 30
+    # At the head of its lines in each table: of retention, and for each of two roles of the heads
+    # that moved (no base there) and of the scores.
+    names = [row[0] for row in page.rows() if row[0].startswith(HOSTILE)]
+    assert len(names) == 4 + 2 * (3 + 4)
     assert "49" not in shown.replace(HOSTILE, "").split()
 
 
-def test_hostile_labels_reach_plotly_escaped(report):
+def test_hostile_labels_reach_plotly_escaped(either):
     labels = []
 
     def collect(value, key=""):
@@ -133,20 +161,20 @@ def test_hostile_labels_reach_plotly_escaped(report):
         elif isinstance(value, str):
             labels.append(value)
 
-    collect(Page(render_page(hostile(report))).charts())
+    collect(Page(render_page(hostile(either))).charts())
     markup = {tag for text in labels for tag in re.findall(r"<[^>]*>", text)}
-    assert markup == {"<b>", "</b>", "<br>"}
+    assert {"<br>"} < markup <= {"<b>", "</b>", "<br>", "<extra>", "</extra>"}
     assert any("&lt;" in text for text in labels)
 
 
-def test_charts_are_valid_plotly(report):
-    for chart in Page(render_page(report)).charts():
+def test_charts_are_valid_plotly(either):
+    for chart in Page(render_page(either)).charts():
         plain = re.sub(r"var\(--[a-z0-9-]+\)", "#123456", json.dumps(chart))
         go.Figure(json.loads(plain))
 
 
-def test_every_colour_is_in_the_stylesheet(report):
-    page = Page(render_page(report))
+def test_every_colour_is_in_the_stylesheet(either):
+    page = Page(render_page(either))
     (style,) = page.styles
     used = set(re.findall(r"var\((--[a-z0-9-]+)\)", page.scripts[0] + style))
     assert used <= set(re.findall(r"(--[a-z0-9-]+):", style))
@@ -155,15 +183,15 @@ def test_every_colour_is_in_the_stylesheet(report):
 def test_every_place_has_its_chart(report):
     page = Page(render_page(report))
     places = [attributes for _, attributes in page.elements if "data-chart" in attributes]
-    # Retention, capability, and a map for each of two roles of four models.
-    assert [int(place["data-chart"]) for place in places] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert len(page.charts()) == 10
+    # Retention, two prices, capability, and a map for each of two roles of four models.
+    assert [int(place["data-chart"]) for place in places] == list(range(12))
+    assert len(page.charts()) == 12
     assert all(place["role"] == "img" and place["aria-label"] for place in places)
 
 
-def test_headings_skip_no_level(report):
+def test_headings_skip_no_level(either):
     levels = [
-        int(tag[1]) for tag, _ in Page(render_page(report)).elements if tag in ("h1", "h2", "h3")
+        int(tag[1]) for tag, _ in Page(render_page(either)).elements if tag in ("h1", "h2", "h3")
     ]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -201,9 +229,10 @@ def test_undefined_retention_is_not_available(report):
 
 
 @pytest.mark.parametrize("missing", ["checkpoints", "capability"])
-def test_page_without(report, missing):
+def test_page_without(either, missing):
+    report = either
     if missing == "checkpoints":
-        report = replace(report, checkpoints=())
+        report = replace(report, checkpoints=(), steps=())
     else:
         strip = [replace(each, capability={}) for each in (report.base, *report.checkpoints)]
         report = replace(report, base=strip[0], checkpoints=tuple(strip[1:]))
@@ -242,3 +271,51 @@ def test_long_labels_are_shortened_in_the_middle():
     short = charts.label("a" * 100 + "z" * 100)
     assert len(short) <= 72
     assert (short[0], short[-1]) == ("a", "z")
+
+
+def test_who_does_the_job_stands_in_a_table(report):
+    rows = Page(render_page(report)).rows()
+    assert ["unregularized", "L0H2 0.95 → 0.33", "L0H3 0.05 → 0.05", "−0.30", "35%"] in rows
+    lost = "L1H0 0.95 → 0.33L1H3 0.95 → 0.33"
+    assert ["unregularized", lost, "L0H3 0.05 → 0.05", "−0.30", "35%"] in rows
+    assert rows.count(["regularized", "none", "none", "0.94", "97%"]) == 2
+    assert [row for row in rows if row[-2:] == ["top 2 kept", "top 10 kept"]] == []
+
+
+def test_top_10_is_shown_where_there_are_more_heads(report):
+    def many(checkpoint):
+        result = checkpoint.circuits["induction"]
+        found = {role: replace(each, top_10=0.5) for role, each in result.rankings.items()}
+        return replace(checkpoint, circuits={"induction": replace(result, rankings=found)})
+
+    rows = Page(
+        render_page(replace(report, checkpoints=tuple(map(many, report.checkpoints))))
+    ).rows()
+    assert [row[-2:] for row in rows if "rank correlation" in row] == [
+        ["top 1 kept", "top 10 kept"],
+        ["top 2 kept", "top 10 kept"],
+    ]
+    assert ["regularized", "none", "none", "0.94", "97%", "50%"] in rows
+
+
+def test_contributions_stand_below_the_scores(report):
+    rows = Page(render_page(report)).rows()
+    assert ["regularized", "0.92 +7.10 logits", "0.92 +7.10 logits"] in rows
+
+
+def test_a_slider_goes_over_the_base_and_every_step(trajectory):
+    page = Page(render_page(trajectory))
+    sliders = [each for tag, each in page.elements if tag == "input"]
+    places = {each["data-chart"] for _, each in page.elements if "data-chart" in each}
+    labels = {each["for"] for tag, each in page.elements if tag == "label"}
+    assert len(sliders) == 2  # one per role
+    for slider in sliders:
+        assert (slider["type"], slider["min"], slider["max"], slider["value"]) == (
+            *("range", "0", "3", "3"),
+        )
+        assert slider["id"] in labels
+        assert slider["data-frames"] in places
+        chart = page.charts()[int(slider["data-frames"])]
+        assert [f["name"] for f in chart["frames"]] == ["base", "step 100", "step 200", "step 300"]
+    # Frames in place of maps: retention, prices, capability, and one map per role.
+    assert len(places) == len(page.charts()) == 1 + 2 + 1 + 2

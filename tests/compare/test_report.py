@@ -6,7 +6,8 @@ NAN = float("nan")
 
 def test_json_has_the_attributes_as_keys(report):
     content = json.loads(report.to_json())
-    assert list(content) == ["base", "checkpoints", "circuits", "created", "command", "versions"]
+    keys = ["base", "checkpoints", "circuits", "created", "command", "versions", "steps"]
+    assert list(content) == keys
     assert [each["name"] for each in content["checkpoints"]] == [
         "unregularized",
         "patterns-only",
@@ -20,6 +21,14 @@ def test_json_has_the_attributes_as_keys(report):
     assert circuit["role_scores"]["previous token"]["L0H2"] == 0.95 * 0.97
     assert len(circuit["scores"]["induction"]) == 2
     assert content["circuits"]["induction"]["rows"] == 256
+    assert circuit["contributions"]["L1H0"] == 7.25 * 0.98
+    assert circuit["rankings"]["induction"] == {
+        "spearman": 2 * 0.97 - 1,
+        "top_named": 0.97,
+        "top_10": None,
+    }
+    moved = content["checkpoints"][0]["circuits"]["induction"]["moved"]["induction"]
+    assert moved == {"lost": ["L1H0", "L1H3"], "risen": ["L0H3"]}
 
 
 def test_json_writes_nan_as_null(report):

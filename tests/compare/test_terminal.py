@@ -79,3 +79,13 @@ def test_nan_is_not_available_and_markup_is_text(report):
     assert "n/a" in text
     assert "nan" not in text
     assert "[bold]x[/nope]" in text
+
+
+def test_what_moved_stands_below_the_table(report):
+    lines = printed(report, 160)
+    assert lines[-1] == (
+        "unregularized: previous token: L0H2 lost it and L0H3 took it up; "
+        "induction: L1H0, L1H3 lost it and L0H3 took it up"
+    )
+    still = replace(report, checkpoints=report.checkpoints[1:])
+    assert "lost it" not in "".join(printed(still, 160))

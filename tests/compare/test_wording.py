@@ -24,3 +24,22 @@ def test_summary_of_an_undefined_retention(report):
     assert wording.summary(replace(report, base=base), checkpoint) == (
         "keeps an undefined part of the induction behaviour (identity 35%, causal 2%)."
     )
+
+
+def test_moves_name_the_circuit_only_where_there_are_several(report):
+    first = report.checkpoints[0]
+    said = wording.moves(report, first)
+    assert said.startswith("previous token: L0H2 lost it and L0H3 took it up; induction: L1H0, ")
+    assert wording.moves(report, report.checkpoints[1]) == ""
+    two = report.circuits | {"ioi": report.circuits["induction"]}
+    first = replace(first, circuits={**first.circuits, "ioi": first.circuits["induction"]})
+    said = wording.moves(replace(report, circuits=two), first)
+    assert said.count("induction, previous token: ") == said.count("ioi, induction: ") == 1
+
+
+def test_scores_from_to(report):
+    base, first = (each.circuits["induction"] for each in (report.base, report.checkpoints[0]))
+    assert wording.scores_from_to(("L1H0", "L0H1"), "induction", first, base) == [
+        "L1H0 0.95 → 0.33",
+        "L0H1 0.05 → 0.05",
+    ]

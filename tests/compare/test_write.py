@@ -7,12 +7,14 @@ from circuitkeep.compare import write
 from circuitkeep.compare.write import write_report
 
 
-def test_writes_both_files_and_returns_their_paths(report, tmp_path):
-    data, page = write_report(report, tmp_path / "new" / "folder")
+def test_writes_all_files_and_returns_their_paths(report, tmp_path):
+    data, table, page = write_report(report, tmp_path / "new" / "folder")
     assert data == tmp_path / "new" / "folder" / "report.json"
     assert json.loads(data.read_text("utf-8"))["base"]["name"] == "base"
     assert page.read_text("utf-8").startswith("<!doctype html>")
-    assert sorted(path.name for path in data.parent.iterdir()) == ["report.html", "report.json"]
+    assert table.read_text("utf-8").startswith("checkpoint,step,of,")
+    names = ["report.csv", "report.html", "report.json"]
+    assert sorted(path.name for path in data.parent.iterdir()) == names
 
 
 def test_a_failed_render_leaves_the_earlier_report(report, tmp_path, monkeypatch):
@@ -41,4 +43,4 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half(report, tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         write_report(report, tmp_path)
     assert [path.read_bytes() for path in paths] == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3

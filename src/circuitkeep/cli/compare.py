@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,17 +12,18 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
 from circuitkeep.capture.models import has_tokenizer, load_tokenizer
 from circuitkeep.cli.settings import evaluation_data, find_circuit
 from circuitkeep.compare.measure import compare
+from circuitkeep.compare.progress import progress_bar
 from circuitkeep.compare.terminal import print_report
+from circuitkeep.compare.trajectory import checkpoints_in
 from circuitkeep.compare.write import write_report
 
 
 def run(config: DictConfig) -> None:
-    """Measure, print one table, and write ``report.json`` and ``report.html``."""
+    """Measure, print one table, and write ``report.json``, ``report.csv`` and ``report.html``."""
     names = [config.circuits] if isinstance(config.circuits, str) else config.circuits
     circuits = [find_circuit(name) for name in names]
     tokenizer = _tokenizer(config)
@@ -30,30 +34,43 @@ def run(config: DictConfig) -> None:
         if not loader:
             raise ValueError(f"evals.datasets.{name} has no validation rows")
         datasets[name] = loader
-    console = Console(stderr=True)
-    with console.status("measuring") as status:
+    checkpoints = named(config.checkpoints, config.trajectory)
+    check_tokenizers(checkpoints, tokenizer)
+    with progress_bar(1 + len(checkpoints)) as progress:
         report = compare(
             config.base,
-            named(config.checkpoints),
+            checkpoints,
             circuits,
             tokenizer,
             datasets,
             rows=config.rows,
             seed=config.probe_seed,
             command=_command(),
-            progress=lambda name: status.update(f"measuring {name}"),
+            progress=progress,
+            trajectory=config.trajectory,
         )
     print_report(report)
     for path in write_report(report, config.output):
         print(path)
 
 
-def named(checkpoints: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Names for checkpoints that come as a list: the part of their paths that differs."""
+def named(
+    checkpoints: str | Sequence[str] | Mapping[str, str], trajectory: bool = False
+) -> dict[str, str]:
+    """Names for checkpoints that come as a list: the part of their paths that differs.
+
+    A path may be a pattern (``runs/*/model``), a trajectory a folder: all the checkpoints in it.
+
+    Raises:
+        ValueError: If nothing fits a pattern.
+    """
+    if trajectory and isinstance(checkpoints, str) and Path(checkpoints).is_dir():
+        return checkpoints_in(checkpoints)
     if isinstance(checkpoints, Mapping):
         return {str(name): str(path) for name, path in checkpoints.items()}
     found: dict[str, str] = {}
-    for path in [checkpoints] if isinstance(checkpoints, str) else map(str, checkpoints):
+    given = [checkpoints] if isinstance(checkpoints, str) else map(str, checkpoints)
+    for path in itertools.chain.from_iterable(map(_matching, given)):
         parts = [part for part in Path(path).parts if part not in ("model", "checkpoints", "/")]
         name = next(
             (
@@ -65,6 +82,42 @@ def named(checkpoints: str | Sequence[str] | Mapping[str, str]) -> dict[str, str
         )
         found[name] = path
     return found
+
+
+def _matching(path: str) -> list[str]:
+    """What fits a pattern, numbers in their order; or the path itself."""
+    if not glob.has_magic(path) or Path(path).exists():
+        return [path]
+    found = glob.glob(str(Path(path).expanduser()))
+    if not found:
+        raise ValueError(f"no checkpoint fits {path!r}")
+    # Texts and numbers in turn.
+    return sorted(
+        found, key=lambda n: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", n)]
+    )
+
+
+def check_tokenizers(checkpoints: Mapping[str, str], tokenizer: Any) -> None:
+    """Refuse checkpoints that come with a tokenizer by which tokens mean something else.
+
+    Tokens that a fine-tuning added do no harm.
+
+    Raises:
+        ValueError: Naming the checkpoint, and a token.
+    """
+    if tokenizer is None:
+        return
+    base = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    for name, path in checkpoints.items():
+        if not (Path(path).is_dir() and has_tokenizer(path)):
+            continue
+        own = load_tokenizer(path).get_vocab()
+        other = next((token for token, number in base.items() if own.get(token) != number), None)
+        if other is not None:
+            raise ValueError(
+                f"checkpoint {name!r} ({path}) has another tokenizer than the base model: "
+                f"{other!r} is token {base[other]} of the base and {own.get(other)} here"
+            )
 
 
 def _command() -> str:

@@ -150,8 +150,8 @@ def _rows_layout(
         for row, name in enumerate(names)
     ]
     return {
-        "height": len(names) * row_px + 40,
-        "margin": {"l": 8, "r": 12, "t": 4, "b": 36},
+        "height": len(names) * row_px + 62,
+        "margin": {"l": 8, "r": 12, "t": 26, "b": 36},
         "showlegend": False,
         "dragmode": False,
         "hovermode": "closest",
@@ -197,11 +197,14 @@ def _short(text: str) -> str:
     return escape(text if len(text) <= 22 else f"{text[:13]}…{text[-8:]}", quote=False)
 
 
-def score_chart(result: CircuitResult, base: CircuitResult, role: str) -> Chart:
-    """Layer x head scores of one role in one model; the named heads are outlined."""
+def score_chart(result: CircuitResult, base: CircuitResult, role: str, room_px: int = 170) -> Chart:
+    """Layer x head scores of one role in one model; the named heads are outlined.
+
+    The longer side takes about `room_px` pixels.
+    """
     scores, base_scores = result.scores[role], base.scores[role]
     layers, heads = len(scores), len(scores[0])
-    cell = max(5, min(30, 170 // max(layers, heads)))
+    cell = max(5, min(30, room_px // max(layers, heads)))
     gap = 1 if cell > 7 else 0
     text = [
         [
@@ -247,8 +250,8 @@ def score_chart(result: CircuitResult, base: CircuitResult, role: str) -> Chart:
         "data": [heatmap],
         "layout": {
             "width": heads * cell + left + 4,
-            "height": layers * cell + bottom + 4,
-            "margin": {"l": left, "r": 4, "t": 4, "b": bottom},
+            "height": layers * cell + bottom + 26,
+            "margin": {"l": left, "r": 4, "t": 26, "b": bottom},
             "dragmode": False,
             "shapes": outlines,
             "xaxis": axis

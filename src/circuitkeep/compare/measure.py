@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitkeep.capture import Backend, attach
 from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.circuits import Circuit
+from circuitkeep.compare.heads import contributions, moved_heads, rankings
 from circuitkeep.compare.report import (
     CheckpointResult,
     CircuitDescription,
@@ -23,6 +24,7 @@ from circuitkeep.compare.report import (
     Interval,
     Report,
 )
+from circuitkeep.compare.trajectory import in_order
 from circuitkeep.evals import CircuitMeasurement, evaluate_capability, measure_circuit, retention
 from circuitkeep.functional import mean_ratio_interval
 from circuitkeep.probes import ProbeBatch, build_probe, describe
@@ -45,6 +47,7 @@ def compare(
     seed: int = 10_000,
     command: str = "",
     progress: Callable[[str], None] = lambda _: None,
+    trajectory: bool = False,
 ) -> Report:
     """Measure a base model and its checkpoints on the same held-out rows and data sets.
 
@@ -59,12 +62,14 @@ def compare(
         rows: Held-out probe rows per circuit.
         seed: Of those rows.
         command: Put into the report, so that it can be made again.
-        progress: Told what is being measured.
+        progress: Told the name of every model before it is measured.
+        trajectory: The checkpoints are one training's, and are shown by the steps that their names
+            tell; see `circuitkeep.compare.trajectory`.
 
     Raises:
         FileNotFoundError: If a model is missing; before anything is measured.
-        ValueError: If a circuit does not fit the base model, a checkpoint is of another shape, or
-            there is nothing to compare.
+        ValueError: If a circuit does not fit the base model, a checkpoint is of another shape,
+            there is nothing to compare, or a checkpoint of a trajectory tells no step.
     """
     datasets = datasets or {}
     if not circuits:
@@ -80,6 +85,8 @@ def compare(
         looks_local = text.startswith((".", "/", "~")) or text.endswith(".ckpt")
         if looks_local and not os.path.exists(os.path.expanduser(text)):
             raise FileNotFoundError(f"there is no checkpoint at {text}")
+    steps = in_order(checkpoints) if trajectory else {}
+    checkpoints = dict(steps.values()) or checkpoints
     progress("base")
     backend = attach(load_checkpoint(base, base))
     batches = {
@@ -88,7 +95,7 @@ def compare(
     }
     sizes = _sizes(backend)
     before = _measure(backend, circuits, batches)
-    result = _result("base", base, backend, before, before, circuits, datasets)
+    result, methods = _result("base", base, backend, before, before, circuits, batches, datasets)
     results = []
     for name, path in checkpoints.items():
         progress(name)
@@ -97,14 +104,18 @@ def compare(
         backend = attach(load_checkpoint(path, base))
         _check_same_kind(backend, sizes, name, path)
         now = _measure(backend, circuits, batches)
-        results.append(_result(name, path, backend, now, before, circuits, datasets))
+        measured, _ = _result(name, path, backend, now, before, circuits, batches, datasets)
+        results.append(measured)
     return Report(
         base=result,
         checkpoints=tuple(results),
-        circuits={c.name: _description(c, batches[c.name], seed) for c in circuits},
+        circuits={
+            c.name: _description(c, batches[c.name], seed, methods[c.name]) for c in circuits
+        },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         versions={name: version(name) for name in ("circuitkeep", "torch", "transformers")},
+        steps=tuple(steps),
     )
 
 
@@ -141,21 +152,35 @@ def _result(
     now: Mapping[str, CircuitMeasurement],
     before: Mapping[str, CircuitMeasurement],
     circuits: Sequence[Circuit],
+    batches: Mapping[str, ProbeBatch],
     datasets: Mapping[str, Batches],
-) -> CheckpointResult:
-    capability = {key: evaluate_capability(backend.model, data) for key, data in datasets.items()}
-    return CheckpointResult(
+) -> tuple[CheckpointResult, dict[str, str]]:
+    """What a model keeps and can do; and for each circuit, how its heads' writes were measured."""
+    written = {c.name: contributions(backend, c, batches[c.name]) for c in circuits}
+    result = CheckpointResult(
         name=name,
         path=os.fspath(path),
-        capability=capability,
-        circuits={c.name: circuit_result(now[c.name], before[c.name], c) for c in circuits},
+        capability={
+            key: evaluate_capability(backend.model, data) for key, data in datasets.items()
+        },
+        circuits={
+            c.name: circuit_result(now[c.name], before[c.name], c, written[c.name][0])
+            for c in circuits
+        },
     )
+    return result, {circuit: method for circuit, (_, method) in written.items()}
 
 
 def circuit_result(
-    now: CircuitMeasurement, before: CircuitMeasurement, circuit: Circuit
+    now: CircuitMeasurement,
+    before: CircuitMeasurement,
+    circuit: Circuit,
+    written: Mapping[str, float],
 ) -> CircuitResult:
-    """Retentions with 95% bootstrap intervals over rows, each row paired with the base's."""
+    """Retentions with 95% bootstrap intervals over rows, each row paired with the base's.
+
+    What each named head writes to the answer's logit is passed on as `written`.
+    """
     kept = retention(now, before, circuit)
     after_scores, before_scores = now.role_scores(circuit), before.role_scores(circuit)
     return CircuitResult(
@@ -177,6 +202,9 @@ def circuit_result(
             role: tuple(tuple(layer) for layer in scores.nanmean(0).tolist())
             for role, scores in now.scores.items()
         },
+        moved=moved_heads(circuit, now, before),
+        rankings=rankings(circuit, now, before),
+        contributions=written,
     )
 
 
@@ -186,7 +214,9 @@ def _interval(
     return mean_ratio_interval(torch.stack(list(now)), torch.stack(list(before)))
 
 
-def _description(circuit: Circuit, batch: ProbeBatch, seed: int) -> CircuitDescription:
+def _description(
+    circuit: Circuit, batch: ProbeBatch, seed: int, contribution: str
+) -> CircuitDescription:
     return CircuitDescription(
         roles={role.name: tuple(str(head) for head in role.heads) for role in circuit.roles},
         behaviour=circuit.behaviour,
@@ -195,4 +225,5 @@ def _description(circuit: Circuit, batch: ProbeBatch, seed: int) -> CircuitDescr
         rows=len(batch),
         seed=seed,
         ablation=ABLATION,
+        contribution=contribution,
     )

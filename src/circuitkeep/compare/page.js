@@ -14,10 +14,11 @@
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, themed(item, style)]));
   };
 
-  const draw = () => {
+  const drawOne = (place) => {
     const style = getComputedStyle(document.documentElement);
     const common = {
-      paper_bgcolor: "rgba(0,0,0,0)",
+      // Not clear, so that an image saved from the dark page can be read.
+      paper_bgcolor: "var(--paper)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: style.fontFamily, size: 12.5, color: "var(--muted)" },
       hoverlabel: {
@@ -27,14 +28,32 @@
         align: "left",
       },
     };
-    for (const place of places) {
-      const { data, layout } = charts[Number(place.dataset.chart)];
-      Plotly.react(place, themed(data, style), themed({ ...common, ...layout }, style), {
-        displayModeBar: false,
-        responsive: layout.width === undefined,
-      });
-    }
+    const { data, layout, frames } = charts[Number(place.dataset.chart)];
+    // A chart with frames shows the cells of the one that its slider stands at.
+    const shown = frames ? [{ ...data[0], ...frames[Number(place.dataset.frame)].data[0] }] : data;
+    Plotly.react(place, themed(shown, style), themed({ ...common, ...layout }, style), {
+      responsive: layout.width === undefined,
+      displaylogo: false,
+      modeBarButtons: [["toImage"]],
+      toImageButtonOptions: { format: "svg", filename: `figure-${place.dataset.chart}` },
+    });
   };
+  const draw = () => places.forEach(drawOne);
+
+  for (const slider of document.querySelectorAll("[data-frames]")) {
+    const place = places.find(({ dataset }) => dataset.chart === slider.dataset.frames);
+    const move = () => {
+      const { name } = charts[Number(slider.dataset.frames)].frames[slider.valueAsNumber];
+      place.dataset.frame = slider.value;
+      slider.nextElementSibling.textContent = name;
+      slider.setAttribute("aria-valuetext", name);
+    };
+    move();
+    slider.addEventListener("input", () => {
+      move();
+      drawOne(place);
+    });
+  }
 
   draw();
   for (const query of ["(prefers-color-scheme: dark)", "print"]) {

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from circuitkeep.compare import charts, wording
+from circuitkeep.compare import charts, over_steps, pareto, wording
+from circuitkeep.compare.heads import TOP
 from circuitkeep.compare.report import Report
 from circuitkeep.pages import number, percent, render, signed
+
+LONG = 12
+"""Steps from which on a table would push all else off the screen."""
 
 
 def render_page(report: Report) -> str:
@@ -20,6 +25,8 @@ def render_page(report: Report) -> str:
     """
     here = Path(__file__)
     drawn: list[charts.Chart] = []
+    over_time = bool(report.steps)
+    capability = over_steps.capability_over_steps if over_time else charts.capability_chart
     content = {
         "report": report,
         "models": (report.base, *report.checkpoints),
@@ -28,8 +35,11 @@ def render_page(report: Report) -> str:
         "percent": percent,
         "signed": signed,
         "sections": [_section(report, circuit, drawn) for circuit in report.circuits],
-        "capability": _place(drawn, charts.capability_chart(report)),
-        "rows_width": charts.rows_width(report),
+        "capability": _place(drawn, capability(report)),
+        "rows_width": 0 if over_time else charts.rows_width(report),
+        # Tables of many steps scroll within themselves.
+        "long": " long" if len(report.steps) > LONG else "",
+        "top": TOP,
     }
     return render(
         here.with_name("page.html.j2"),
@@ -42,29 +52,73 @@ def render_page(report: Report) -> str:
 
 def _section(report: Report, circuit: str, drawn: list[charts.Chart]) -> dict[str, Any]:
     """What the template shows of a circuit; its charts are added to `drawn`."""
-    base = report.base.circuits[circuit]
-    models = (report.base, *report.checkpoints)
+    kept = over_steps.retention_over_steps if report.steps else charts.retention_chart
     return {
         "name": circuit,
         "description": report.circuits[circuit],
-        "retention": _place(drawn, charts.retention_chart(report, circuit)),
-        "roles": [
+        "retention": _place(drawn, kept(report, circuit)),
+        "prices": [
             {
-                "name": role,
-                "heads": list(base.role_scores[role]),
-                "maps": [
-                    (
-                        model.name,
-                        _place(drawn, charts.score_chart(model.circuits[circuit], base, role)),
-                    )
-                    for model in models
-                ],
-                "scores": {
-                    head: [model.circuits[circuit].role_scores[role][head] for model in models]
-                    for head in base.role_scores[role]
+                "dataset": dataset,
+                "chart": _place(drawn, pareto.pareto_chart(report, circuit, dataset)),
+                "fronts": {
+                    kind: pareto.front_numbers(report, circuit, dataset, kind)
+                    for kind in pareto.KEPT
                 },
             }
-            for role in base.role_scores
+            for dataset in (report.base.capability if report.checkpoints else ())
+        ],
+        "roles": [_role(report, circuit, role, drawn) for role in report.circuits[circuit].roles],
+    }
+
+
+def _role(report: Report, circuit: str, role: str, drawn: list[charts.Chart]) -> dict[str, Any]:
+    """What the template shows of a role: maps of all heads, who does the job, the named heads."""
+    base = report.base.circuits[circuit]
+    models = (report.base, *report.checkpoints)
+    if report.steps:
+        frames = over_steps.score_frames(report, circuit, role)
+        maps = [("", _place(drawn, frames), [frame["name"] for frame in frames["frames"]])]
+    else:
+        maps = [
+            (each.name, _place(drawn, charts.score_chart(each.circuits[circuit], base, role)), [])
+            for each in models
+        ]
+    changes = []
+    for checkpoint in report.checkpoints:
+        result = checkpoint.circuits[circuit]
+        moved = result.moved[role]
+        lost, risen = (
+            wording.scores_from_to(heads, role, result, base) for heads in (moved.lost, moved.risen)
+        )
+        changes.append(
+            {
+                "name": checkpoint.name,
+                "lost": lost,
+                "risen": risen,
+                "ranking": result.rankings[role],
+            }
+        )
+    heads = list(base.role_scores[role])
+    return {
+        "name": role,
+        "heads": heads,
+        "maps": maps,
+        "changes": changes,
+        # Not where it is said already, or there are no more heads.
+        "top_10": len(heads) != TOP and any(isfinite(c["ranking"].top_10) for c in changes),
+        "scores": [
+            (
+                model.name,
+                [
+                    (
+                        model.circuits[circuit].role_scores[role][head],
+                        model.circuits[circuit].contributions[head],
+                    )
+                    for head in heads
+                ],
+            )
+            for model in models
         ],
     }
 

@@ -11,6 +11,34 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class MovedHeads:
+    """Which heads changed what they do, judged by their scores against the base's.
+
+    Attributes:
+        lost: Named heads that no longer do the role's job.
+        risen: Heads that are not named, and do it now as they did not in the base.
+    """
+
+    lost: tuple[str, ...] = ()
+    risen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All heads of the model in the order of their scores, against the base's order.
+
+    Attributes:
+        spearman: Rank correlation; 1 is the same order. NaN where all heads score alike.
+        top_named: Share of the base's best heads, as many as the role names, still among the best.
+        top_10: The same of the best ten; NaN in a model of no more heads.
+    """
+
+    spearman: float
+    top_named: float
+    top_10: float
+
+
+@dataclass(frozen=True)
 class CircuitResult:
     """One circuit in one checkpoint, on held-out probe rows.
 
@@ -26,6 +54,10 @@ class CircuitResult:
         behaviour: The behaviour's value, in the unit that the circuit's `behaviour` names.
         role_scores: Role -> head (``"L1H0"``) -> score of the named heads, a probability.
         scores: Role -> ``[layer][head]`` score of every head of the model.
+        moved: Role -> heads that lost its job or took it up.
+        rankings: Role -> the order of all heads against the base's.
+        contributions: Named head -> what it writes to the answer's logit by itself, in logits; NaN
+            where the model's logits cannot be taken apart.
     """
 
     identity_retention: float
@@ -38,6 +70,9 @@ class CircuitResult:
     behaviour: float
     role_scores: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, tuple[tuple[float, ...], ...]]
+    moved: Mapping[str, MovedHeads]
+    rankings: Mapping[str, Ranking]
+    contributions: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -66,11 +101,17 @@ class CircuitDescription:
     rows: int
     seed: int
     ablation: str
+    contribution: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A base model and the checkpoints that came of it, side by side."""
+    """A base model and the checkpoints that came of it, side by side.
+
+    Attributes:
+        steps: Training step of each checkpoint where they are one training's, in its order; none
+            where they are not.
+    """
 
     base: CheckpointResult
     checkpoints: tuple[CheckpointResult, ...]
@@ -78,6 +119,7 @@ class Report:
     created: str
     command: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """JSON with keys as the attributes; NaN becomes null."""

@@ -16,6 +16,7 @@ from circuitkeep.compare.wording import (
     UNITS,
     loss_difference,
     measured,
+    moves,
     percent_interval,
     retention,
 )
@@ -23,9 +24,10 @@ from circuitkeep.pages import number, percent, signed
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the table; intervals and differences go under their figures if it is too wide.
+    """Print the table, and below it which heads lost a job or took one up.
 
-    Where even that does not fit (many datasets), lines run past the edge rather than lose figures.
+    Intervals and differences go under their figures where the table is too wide. Where even that
+    does not fit (many datasets), lines run past the edge rather than lose figures.
     """
     console = console or Console()
     # Measured against a width without limit: rich would report at most the console's own.
@@ -35,6 +37,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table = render_table(report, stacked=True)
     needed = console.measure(table, options=unlimited).minimum
     console.print(table, width=max(needed, console.width), crop=False, soft_wrap=False)
+    for checkpoint in report.checkpoints:
+        if said := moves(report, checkpoint):
+            console.print(Text.assemble((checkpoint.name, "bold"), f": {said}"))
 
 
 def render_table(report: Report, *, stacked: bool = False) -> Table:

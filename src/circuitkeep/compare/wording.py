@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import fmean
 
 from circuitkeep.compare.report import CheckpointResult, CircuitResult, Interval, Report
-from circuitkeep.pages import percent, signed
+from circuitkeep.pages import number, percent, signed
 
 KINDS = ("identity", "causal", "behaviour")
 """The three kinds of retention, in the order in which every renderer shows them."""
@@ -70,3 +70,31 @@ def _listed(parts: list[str]) -> str:
 def listed_heads(roles: Mapping[str, tuple[str, ...]]) -> str:
     """``induction L1H0, L1H2; previous token L0H3``."""
     return "; ".join(f"{role} {', '.join(heads)}" for role, heads in roles.items())
+
+
+def moves(report: Report, checkpoint: CheckpointResult) -> str:
+    """Which heads lost a role's job or took it up, in one line; nothing where none did."""
+    found = []
+    for circuit in report.circuits:
+        for role, moved in checkpoint.circuits[circuit].moved.items():
+            parts = [
+                f"{', '.join(heads)} {verb}"
+                for heads, verb in ((moved.lost, "lost it"), (moved.risen, "took it up"))
+                if heads
+            ]
+            if parts:
+                of = f"{circuit}, " if len(report.circuits) > 1 else ""
+                found.append(f"{of}{role}: {' and '.join(parts)}")
+    return "; ".join(found)
+
+
+def scores_from_to(
+    heads: tuple[str, ...], role: str, result: CircuitResult, base: CircuitResult
+) -> list[str]:
+    """``L1H0 0.95 → 0.33`` for each of `heads`."""
+    said = []
+    for head in heads:
+        layer, index = (int(part) for part in head[1:].split("H"))
+        before, now = (number(each.scores[role][layer][index]) for each in (base, result))
+        said.append(f"{head} {before} → {now}")
+    return said
