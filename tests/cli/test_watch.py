@@ -92,19 +92,21 @@ def test_a_taken_port(command, tmp_path):
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "circuitkeep", "watch", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        (url,) = re.findall(r"http://\S+/", process.stdout.readline())
-        with urllib.request.urlopen(f"{url}data") as answer:
-            assert answer.status == 200
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        # Who runs the tests in the background ignores Ctrl-C, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            (url,) = re.findall(r"http://\S+/", process.stdout.readline())
+            with urllib.request.urlopen(f"{url}data") as answer:
+                assert answer.status == 200
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert err == ""
