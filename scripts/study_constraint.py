@@ -185,7 +185,7 @@ def _train(
 def _config(experiment: str, seed: int) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from circuitkeep.cli.application import config_directory
+    from circuitkeep.cli.surroundings import config_directory
 
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         return compose("train", [f"experiment={experiment}", f"seed={seed}"])

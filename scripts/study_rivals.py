@@ -166,7 +166,7 @@ def trained(method: Method, task: str, value: float, seed: int, folder: Path) ->
     from circuitkeep.capture.models import load_model, quiet
     from circuitkeep.circuits import save_circuit
     from circuitkeep.cli import train
-    from circuitkeep.cli.application import config_directory
+    from circuitkeep.cli.surroundings import config_directory
 
     quiet()
     disable_possible_user_warnings()

@@ -46,8 +46,8 @@ from circuitkeep.capture.models import (
 from circuitkeep.causal import MEAN, ablate_each
 from circuitkeep.circuits import Circuit, Head, Role, load_circuit, save_circuit
 from circuitkeep.cli import train
-from circuitkeep.cli.application import config_directory
 from circuitkeep.cli.settings import data_module, find_circuit
+from circuitkeep.cli.surroundings import config_directory
 from circuitkeep.evals import evaluate_capability, measure_circuit, retention
 from circuitkeep.files import replacing
 from circuitkeep.probes import build_probe

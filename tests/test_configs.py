@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from circuitkeep.circuits import load_circuit
-from circuitkeep.cli.application import COMMANDS, config_directory
+from circuitkeep.cli.application import COMMANDS
+from circuitkeep.cli.surroundings import config_directory
 
 CONFIGS = config_directory()
 FILES = sorted(CONFIGS.rglob("*.yaml"))

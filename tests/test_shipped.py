@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuitkeep.circuits import load_circuit
-from circuitkeep.cli.application import config_directory
+from circuitkeep.cli.surroundings import config_directory
 from circuitkeep.probes import Mixture, ProbeContext, Templates, build_probe
 
 CONFIGS = config_directory()

@@ -14,8 +14,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
-from circuitkeep.cli.application import config_directory
 from circuitkeep.cli.jobs import comparable, swept_keys
+from circuitkeep.cli.surroundings import config_directory
 from circuitkeep.sweeps import journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not logged")

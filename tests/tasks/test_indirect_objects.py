@@ -8,7 +8,7 @@ import yaml
 from circuitkeep.capture import attach
 from circuitkeep.capture.models import has_tokenizer, load_model, load_model_and_tokenizer
 from circuitkeep.causal import MEAN, search_circuit
-from circuitkeep.cli.application import config_directory
+from circuitkeep.cli.surroundings import config_directory
 from circuitkeep.evals.capability import evaluate_capability
 from circuitkeep.probes import build_probe
 from circuitkeep.probing import probe_context

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from circuitkeep import __version__
 from circuitkeep.circuits import did_you_mean
+from circuitkeep.cli.surroundings import calm, config_directory, mendable
 
 if TYPE_CHECKING:
     from circuitkeep.cli.jobs import Jobs
@@ -36,20 +34,10 @@ COMMANDS = {
 OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
 """Those of Hydra that make sense here."""
 MULTIRUN = {"-m", "--multirun"}
-HARMLESS = ("does not have many workers", "Checkpoint directory", "LeafSpec", "'set_vital'")
-"""Warnings of other libraries that say nothing to the user of a command."""
-
 
 _OPEN = ("evals.datasets.", "probe.aliases.")
 _FIRST = {"watch": "run"}
 """The key that a first argument without a key is the value of."""
-
-
-def config_directory() -> Path:
-    """Where the configs are: in the installed package, or at the root of a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parents[1] / "configs"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,20 +119,6 @@ def run(command: str, overrides: Sequence[str]) -> None:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = command_line, full_error
 
 
-@contextmanager
-def calm() -> Iterator[None]:
-    """Hush what other libraries say that means nothing to the user of a command."""
-    from circuitkeep.capture.models import quiet
-
-    quiet()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in HARMLESS:
-            warnings.filterwarnings("ignore", f".*{message}")
-        warnings.showwarning = _show_warning
-        yield
-
-
 def _sweep(ordered: Sequence[str]) -> tuple[Jobs, list[str]]:
     """What a sweep of `train` calls for each job, and its command line for Hydra."""
     from circuitkeep.cli.jobs import Ending, Jobs, swept_keys
@@ -159,15 +133,6 @@ def _sweep(ordered: Sequence[str]) -> tuple[Jobs, list[str]]:
         added.append("hydra.sweeper.max_failure_rate=1")
     jobs = Jobs(sweep, swept_keys(ordered), sys.argv[0])
     return jobs, [*ordered, *added]
-
-
-def mendable() -> tuple[type[Exception], ...]:
-    """What is raised for what a user can mend."""
-    from hydra.errors import HydraException
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from omegaconf.errors import OmegaConfBaseException
-
-    return ValueError, OSError, HydraException, OmegaConfBaseException, MisconfigurationException
 
 
 @contextmanager
@@ -207,10 +172,6 @@ def _interruptible() -> Iterator[None]:
         if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
         raise
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"circuitkeep: warning: {message}", file=sys.stderr)
 
 
 def _choice(command: str, overrides: Sequence[str]) -> list[str]:

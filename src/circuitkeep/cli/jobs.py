@@ -22,8 +22,8 @@ from rich.console import Console
 from torch import distributed
 
 from circuitkeep.circuits import did_you_mean
-from circuitkeep.cli.application import calm, mendable
 from circuitkeep.cli.mistakes import check_complete, sentence
+from circuitkeep.cli.surroundings import calm, mendable
 from circuitkeep.cli.train import final_metrics, guards, train
 from circuitkeep.sweeps import journal
 from circuitkeep.sweeps.record import (

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitkeep.circuits import Circuit, did_you_mean, load_circuit, parse_circuit
-from circuitkeep.cli.application import config_directory
 from circuitkeep.cli.mistakes import check_arguments
+from circuitkeep.cli.surroundings import config_directory
 from circuitkeep.tasks import TextData
 
 
