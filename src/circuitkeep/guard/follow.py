@@ -14,6 +14,7 @@ from circuitkeep.capture import Backend, probe_mode
 from circuitkeep.circuits import Circuit, Head
 from circuitkeep.evals.migration import Migration, migration
 from circuitkeep.functional import head_score
+from circuitkeep.guard.training import Training
 from circuitkeep.penalties import Activations, Labels
 from circuitkeep.penalties.base import Need
 from circuitkeep.reference import Reference, fingerprint_circuit, observe
@@ -80,18 +81,26 @@ class Following:
         return circuit.with_heads(heads, circuit.name)
 
     def look(
-        self, step: int, backend: Backend, circuit: Circuit, reference: Reference
+        self,
+        step: int,
+        backend: Backend,
+        circuit: Circuit,
+        reference: Reference,
+        training: Training,
     ) -> tuple[Moved, Reference] | None:
         """Where the circuit has moved to and the reference for it there, if it has; when it is due.
 
-        The first look is at the base model.
+        The first look is at the base model. Every process calls this, and what the first one sees
+        decides for all: rounding must not part them.
         """
         if not self._base:
-            self._base, self._looked = role_scores(backend, circuit, reference), step
+            self._base = training.from_first(role_scores(backend, circuit, reference))
+            self._looked = step
         if step - self._looked < self.every_n:
             return None
         self._looked = step
-        found = moved(circuit, role_scores(backend, circuit, reference), self._base)
+        now = training.from_first(role_scores(backend, circuit, reference))
+        found = moved(circuit, now, self._base)
         if found is None:
             return None
         return found, anchored(reference, circuit, found.circuit, backend, self.needs)

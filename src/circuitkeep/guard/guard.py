@@ -270,7 +270,7 @@ class Guard:
     def _follow(self, backend: Backend, step: int, training: Training) -> None:
         if self._following is None or self._reference is None:
             return
-        found = self._following.look(step, backend, self.circuit, self._reference)
+        found = self._following.look(step, backend, self.circuit, self._reference, training)
         if found is None:
             return
         moved, self._reference = found
