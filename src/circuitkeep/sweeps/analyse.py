@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitkeep.circuits import did_you_mean
+from circuitkeep.compare.pareto import front
 from circuitkeep.compare.replicates import Estimate, crossed_mean
 from circuitkeep.compare.wording import KINDS
 from circuitkeep.functional.inference import holm
@@ -213,18 +214,8 @@ def price_of(result: GroupResult, priced: bool) -> Estimate:
 def _front(results: Sequence[GroupResult], circuit: str) -> set[str]:
     """Labels of the groups that no other beats in price and behaviour at once."""
     priced = all(result.unregularized or result.price_difference for result in results)
-    points = {
-        result.label: (
-            price_of(result, priced).mean,
-            result.circuits[circuit]["behaviour"].share.mean,
-        )
+    points = [
+        (price_of(result, priced).mean, result.circuits[circuit]["behaviour"].share.mean)
         for result in results
-    }
-    return {
-        label
-        for label, (price, share) in points.items()
-        if isfinite(share)
-        and not any(
-            p <= price and s >= share and (p, s) != (price, share) for p, s in points.values()
-        )
-    }
+    ]
+    return {results[at].label for at in front(points)}
