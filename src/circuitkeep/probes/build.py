@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitkeep.circuits import did_you_mean
+from circuitkeep.probes.arguments import check_arguments
 from circuitkeep.probes.base import Probe
 
 
@@ -23,7 +24,8 @@ def build_probe(spec: Mapping[str, Any]) -> Probe:
     probe of your own works once your program has imported its module).
 
     Raises:
-        ValueError: If the target is no importable `Probe`, or an argument is unknown or missing.
+        ValueError: If the target is no importable `Probe`, or an argument is unknown, missing or
+            of the wrong kind.
     """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
         raise ValueError(f"a probe must be a mapping with the key '_target_', got {spec!r}")
@@ -38,6 +40,7 @@ def build_probe(spec: Mapping[str, Any]) -> Probe:
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise ValueError(f"{probe_class.__name__} needs the argument {name!r}")
+    check_arguments(probe_class, arguments)
     return probe_class(**arguments)
 
 
@@ -46,7 +49,7 @@ def _resolve(target: str) -> type[Probe]:
     if module_name.split(".")[0] == "circuitkeep":
         try:
             module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise ValueError(f"{target!r} names no module of circuitkeep") from error
     elif module_name in sys.modules:
         module = sys.modules[module_name]

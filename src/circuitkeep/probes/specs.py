@@ -28,6 +28,9 @@ def read_attention(role: str, spec: object) -> Attention:
 def read_effect(role: str, spec: Mapping[str, Any]) -> Effect | None:
     """Read ``writes`` or ``backs_up``."""
     said = {key: spec[key] for key in ("writes", "backs_up") if key in spec}
+    for key, value in said.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"role {role!r}: {key} must be a text, got {value!r}")
     try:
         return Effect(**said) if said else None
     except ValueError as error:
@@ -41,9 +44,11 @@ def check_keys(where: str, mapping: Mapping[str, Any], known: Sequence[str]) -> 
             raise ValueError(f"{where}: unknown key {key!r}" + did_you_mean(str(key), known))
 
 
-def read_texts(name: str, value: Sequence[str]) -> tuple[str, ...]:
+def read_texts(name: str, value: object) -> tuple[str, ...]:
     """Read a list of different texts."""
-    if isinstance(value, str) or not value or not all(isinstance(text, str) for text in value):
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ValueError(f"{name} must be a list of texts, got {value!r}")
+    if not all(isinstance(text, str) for text in value):
         raise ValueError(f"{name} must be a list of texts, got {value!r}")
     if len(set(value)) != len(value):
         raise ValueError(f"{name}: {max(value, key=list(value).count)!r} stands twice")

@@ -69,14 +69,17 @@ class Templates(Probe):
                 f"unknown held_out_axes {self.held_out_axes!r}"
                 + did_you_mean(str(self.held_out_axes), axes)
             )
-        check_keys("held_out", self.held_out or {}, ("templates", "fillers"))
+        held_out = self.held_out or {}
+        check_keys("held_out", held_out, ("templates", "fillers"))
+        if not isinstance(held_out.get("fillers", {}), Mapping):
+            raise ValueError(f"held_out fillers must be a mapping, got {held_out['fillers']!r}")
         names = self._fillers.names
         for role, name in (("answer", self.answer), ("distractor", self.distractor)):
             if name is not None and name not in names:
                 raise ValueError(f"the {role} {name!r} has no fillers" + did_you_mean(name, names))
         if self.distractor == self.answer:
             raise ValueError(f"the distractor is the answer, {self.answer!r}")
-        _ = self._effects  # which checks them
+        _ = self._roles, self._effects  # which checks them
         used = {self.answer, self.distractor}
         for split in ("train", "held_out"):
             for template in self._templates[split]:

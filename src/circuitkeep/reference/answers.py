@@ -32,7 +32,8 @@ def answer_directions(backend: Backend, batch: ProbeBatch) -> Float[Tensor, "ans
     if backend.sharded:
         raise ValueError(
             "the unembedding is read outside the model's forward pass, where FSDP holds it in "
-            "shards; leave AttributionDrift out, or train by DDP"
+            "shards; leave AttributionDrift out, train by DDP, or make the reference in one "
+            "process and name it (reference=FILE)"
         )
     weights = token_weights(backend, fold_norm=True)
     positions, slot = torch.unique(batch.answer_position, return_inverse=True)

@@ -223,11 +223,6 @@ def _effect(
 ) -> Float[Tensor, " answer"]:
     """What ablating the guarded heads costs each answer, by a second pass over the rows."""
     rows = question.rows
-    if backend.sharded:
-        raise ValueError(
-            "keeping the effect of an ablation needs a second pass, which has not been shown to be "
-            "right under FSDP; leave EffectDrift out, or train by DDP"
-        )
     assert whole is not None
     assert rows.means is not None
     with backend.ablate(dict(zip(question.circuit.heads, rows.means, strict=True))):

@@ -1,22 +1,28 @@
-"""Heads, roles and circuits, and the strict YAML they are written in."""
+"""Heads, roles and circuits."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
-
-from circuitkeep.files import replacing
 
 BEHAVIOURS = ("accuracy", "advantage_nats", "logit_difference")
 """How a circuit's behaviour may be scored; `circuitkeep.evals.behaviour` computes them."""
+
+
+class CircuitError(ValueError):
+    """What is wrong with a circuit, and where: the keys that lead to it in its file.
+
+    Attributes:
+        keys: From the outermost; a number is a place in a list.
+    """
+
+    def __init__(self, message: str, *keys: str | int) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 @dataclass(frozen=True, order=True)
@@ -69,6 +75,7 @@ class Circuit:
         source: Citation of whoever named these heads, or the command that found them.
         thresholds: Role -> what the score of each of its heads should not fall below on held-out
             rows; a scan suggests them. Roles may be missing.
+        tests: What `pytest` holds the circuit to; see `circuitkeep.checks.read_plan`.
     """
 
     name: str
@@ -77,34 +84,39 @@ class Circuit:
     behaviour: str
     source: str
     thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    tests: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.roles or not all(role.heads for role in self.roles):
-            raise ValueError(f"circuit {self.name!r}: every role needs at least one head")
+            raise CircuitError(
+                f"circuit {self.name!r}: every role needs at least one head", "roles"
+            )
         names = [role.name for role in self.roles]
-        repeated = {n for n in names if names.count(n) > 1}
-        if repeated:
-            raise ValueError(f"circuit {self.name!r}: role {repeated.pop()!r} stands twice")
         for role in self.roles:
+            where = f"circuit {self.name!r}, role {role.name!r}"
+            if names.count(role.name) > 1:
+                message = f"circuit {self.name!r}: role {role.name!r} stands twice"
+                raise CircuitError(message, "roles", role.name)
             if len(set(role.heads)) != len(role.heads):
-                raise ValueError(
-                    f"circuit {self.name!r}, role {role.name!r}: a head is named twice"
-                )
+                raise CircuitError(f"{where}: a head is named twice", "roles", role.name)
         if self.behaviour not in BEHAVIOURS:
-            raise ValueError(
+            raise CircuitError(
                 f"circuit {self.name!r}: unknown behaviour {self.behaviour!r}"
-                + did_you_mean(self.behaviour, BEHAVIOURS)
+                + did_you_mean(self.behaviour, BEHAVIOURS),
+                "behaviour",
             )
         for role, threshold in self.thresholds.items():
             if role not in names:
-                raise ValueError(
+                raise CircuitError(
                     f"circuit {self.name!r}: a threshold for {role!r}, which is none of its roles"
-                    + did_you_mean(role, names)
+                    + did_you_mean(role, names),
+                    *("thresholds", role),
                 )
             if not 0 < threshold < 1:
-                raise ValueError(
+                raise CircuitError(
                     f"circuit {self.name!r}, role {role!r}: the threshold must be in (0, 1), got "
-                    f"{threshold}"
+                    f"{threshold}",
+                    *("thresholds", role),
                 )
 
     @property
@@ -121,9 +133,10 @@ class Circuit:
         for role in self.roles:
             for head in role.heads:
                 if head.layer >= n_layers or head.index >= n_heads:
-                    raise ValueError(
+                    raise CircuitError(
                         f"circuit {self.name!r}, role {role.name!r}: head {head} is outside the "
-                        f"model, whose heads run from L0H0 to L{n_layers - 1}H{n_heads - 1}"
+                        f"model, whose heads run from L0H0 to L{n_layers - 1}H{n_heads - 1}",
+                        *("roles", role.name, role.heads.index(head)),
                     )
 
     def check_labels(self, labels: Iterable[str]) -> None:
@@ -135,9 +148,10 @@ class Circuit:
         labels = sorted(labels)
         for role in self.roles:
             if role.name not in labels:
-                raise ValueError(
+                raise CircuitError(
                     f"circuit {self.name!r}: its probe does not label the role {role.name!r}"
-                    + did_you_mean(role.name, labels)
+                    + did_you_mean(role.name, labels),
+                    *("roles", role.name),
                 )
 
     def with_heads(self, heads: Mapping[str, Iterable[Head]], name: str) -> Circuit:
@@ -170,108 +184,6 @@ class Circuit:
         """A control: the same circuit with every head of the model in every role."""
         every = [Head(layer, index) for layer in range(n_layers) for index in range(n_heads)]
         return self.with_heads({role.name: every for role in self.roles}, f"{self.name}-all")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def load_circuit(path: str | os.PathLike[str]) -> Circuit:
-    """Read a circuit file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not YAML, or a key is unknown, missing or of the wrong type; the
-            message names the file and the nearest known key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no circuit file at {path}; `circuitkeep scan model.path=... save=FILE` writes one"
-        )
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return parse_circuit(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def parse_circuit(content: object) -> Circuit:
-    """Build a `Circuit` from the mapping that a circuit file holds; see `load_circuit`."""
-    required = ("name", "roles", "probe", "behaviour", "source")
-    known = (*required, "thresholds")
-    if not isinstance(content, Mapping):
-        raise ValueError(f"a circuit file holds the keys {', '.join(required)}")
-    for key in content:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r}" + did_you_mean(str(key), known))
-    for key in required:
-        if key not in content:
-            raise ValueError(f"the key {key!r} is missing")
-    for key in ("name", "behaviour", "source"):
-        if not isinstance(content[key], str) or not content[key].strip():
-            raise ValueError(f"{key!r} must be a non-empty text, got {content[key]!r}")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", content["name"]):
-        raise ValueError(
-            f"the name {content['name']!r} is used in file names and log keys: letters, digits, "
-            "'.', '_' and '-' only"
-        )
-    roles = content["roles"]
-    if not isinstance(roles, Mapping) or not roles:
-        raise ValueError("'roles' must map each role to a list of heads, e.g. induction: [L5H1]")
-    parsed = []
-    for role, heads in roles.items():
-        if not isinstance(heads, list) or not heads:
-            raise ValueError(f"role {role!r} must list its heads, e.g. [L5H1, L5H5]")
-        parsed.append(Role(str(role), tuple(Head.parse(str(head)) for head in heads)))
-    probe = content["probe"]
-    if not isinstance(probe, Mapping) or "_target_" not in probe:
-        raise ValueError("'probe' must be a mapping with the key '_target_'")
-    thresholds = content.get("thresholds", {})
-    if not isinstance(thresholds, Mapping) or not all(
-        isinstance(value, int | float) for value in thresholds.values()
-    ):
-        raise ValueError(f"'thresholds' must map roles to numbers, got {thresholds!r}")
-    return Circuit(
-        content["name"],
-        tuple(parsed),
-        dict(probe),
-        content["behaviour"],
-        content["source"],
-        {str(role): float(value) for role, value in thresholds.items()},
-    )
-
-
-def dump_circuit(circuit: Circuit) -> str:
-    """The YAML text that `load_circuit` reads back as an equal circuit."""
-    content = {
-        "name": circuit.name,
-        "source": circuit.source,
-        "roles": {role.name: [str(head) for head in role.heads] for role in circuit.roles},
-        "probe": dict(circuit.probe),
-        "behaviour": circuit.behaviour,
-    }
-    if circuit.thresholds:
-        content["thresholds"] = dict(circuit.thresholds)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-
-
-def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> None:
-    """Write a circuit file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(dump_circuit(circuit), encoding="utf-8")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

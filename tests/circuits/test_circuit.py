@@ -106,7 +106,7 @@ def test_strictness(file, old, new, message):
 @pytest.mark.parametrize("content", ["", "just words", "[1, 2]", "roles: {}"])
 def test_other_files(file, content):
     file.write_text(content)
-    with pytest.raises(ValueError, match=r"circuit\.yaml: "):
+    with pytest.raises(ValueError, match=r"circuit\.yaml:1: "):
         load_circuit(file)
 
 

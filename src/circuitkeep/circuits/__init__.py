@@ -1,0 +1,31 @@
+"""Heads, roles and circuits, and the strict YAML they are written in."""
+
+from circuitkeep.circuits.circuit import (
+    BEHAVIOURS,
+    Circuit,
+    CircuitError,
+    Head,
+    Role,
+    did_you_mean,
+)
+from circuitkeep.circuits.file import (
+    dump_circuit,
+    load_circuit,
+    located,
+    parse_circuit,
+    save_circuit,
+)
+
+__all__ = [
+    "BEHAVIOURS",
+    "Circuit",
+    "CircuitError",
+    "Head",
+    "Role",
+    "did_you_mean",
+    "dump_circuit",
+    "load_circuit",
+    "located",
+    "parse_circuit",
+    "save_circuit",
+]
