@@ -10,8 +10,10 @@ from circuitkeep.bench import machine
 from circuitkeep.bench.machine import describe_machine, find_device, processor
 
 
-def test_description():
+def test_description(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
     found = describe_machine(torch.device("cpu"))
+    assert found["huge pages"] == "on"
     assert found["torch"] == torch.__version__
     assert found["transformers"] == transformers.__version__
     assert found["transformer_lens"].startswith("4.")

@@ -1,8 +1,5 @@
 import csv
-import gc
-import json
 import random
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
@@ -400,68 +397,13 @@ def test_tensorboard(useful, tmp_path):
     assert "previous-token L0H1 · previous-token L0H3" in text
 
 
-def wandb_history(folder):
-    """What an offline run logged, read from its file (LevelDB's log format)."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, at, whole, found = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):
-            record = Record.FromString(whole)
-            whole = b""
-            if record.WhichOneof("record_type") == "history":
-                entry = {}
-                for item in record.history.item:
-                    *outer, name = item.nested_key or [item.key]
-                    place = entry
-                    for key in outer:
-                        place = place.setdefault(key, {})
-                    place[name] = json.loads(item.value_json)
-                found.append(entry)
-    return found, path.parent / "files"
-
-
-def test_wandb(useful, tmp_path, monkeypatch):
-    import wandb
-
-    for name, value in {"MODE": "offline", "SILENT": "true", "DISABLE_GIT": "true"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
-    monitor = CircuitMonitor(useful, every_n_steps=2, rows=ROWS)
-    try:
-        fit(monitor, [logger])
-    finally:
-        wandb.finish()
-        wandb.teardown()
-        gc.collect()
-    history, files = wandb_history(tmp_path)
-    for key in monitor.history[0]:
-        if key != "step":
-            found = [(e["trainer/global_step"], e[key]) for e in history if key in e]
-            assert found == [(e["step"], pytest.approx(e[key])) for e in monitor.history]
-    pages = [e["circuit/repeats/heads"] for e in history if "circuit/repeats/heads" in e]
-    assert [page["_type"] for page in pages] == ["html-file"] * 4
-    assert "Every head at step 5" in (files / pages[-1]["path"]).read_text()
-    tables = [e["circuit/heads"] for e in history if "circuit/heads" in e]
-    assert [table["nrows"] for table in tables] == [3, 6, 9, 12]
-    table = json.loads((files / tables[-1]["path"]).read_text())
-    assert tuple(table["columns"]) == COLUMNS
-    assert [tuple(row) for row in table["data"]] == monitor.heads.rows
-
-
 def test_mistakes():
     with pytest.raises(ValueError, match="every_n_steps must be at least 1"):
         CircuitMonitor(circuit(), every_n_steps=0)
     with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         CircuitMonitor(circuit(), rows=0)
+    with pytest.raises(ValueError, match=r"alert_below is a share .* got 90"):
+        CircuitMonitor(circuit(), alert_below=90.0)
     with pytest.raises(ValueError, match="circuits is empty"):
         CircuitMonitor([])
     with pytest.raises(ValueError, match=r"two circuits have the name 'repeats'.*a mapping"):
@@ -491,6 +433,12 @@ def test_long_series_are_thinned_and_names_are_escaped():
     assert "a<b" not in page
     assert page.count("<rect") == 2 * 120 + 4 + 2 + 41
     assert history.top(of) == 1.0
+    table = history.long_rows(100)
+    assert (table[0][0], table[-1][0]) == (0, 2990)
+    assert {row[3:5] for row in table} == {("L0H0", "score")}  # what has no number has no row
+    assert 20 < len(table) <= 100
+    assert len(history.long_rows(10_000)) == 300
+    assert [row[0] for row in history.long_rows(1)] == [2990]
     # Low scores get the whole range of colours: the darkest stands for .25 then.
     history.rows = [(*row[:4], row[4] and row[4] / 5, None) for row in rows]
     history.maps[of.name]["<i>"] /= 10

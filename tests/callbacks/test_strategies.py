@@ -2,8 +2,16 @@
 
 import pytest
 
+from circuitkeep import penalties
 from circuitkeep.bench.strategies import StrategiesSuite, all_cells, measure_strategies
-from circuitkeep.bench.strategies_cells import MODELS, SETTINGS, STRATEGIES, Cell, Outcome
+from circuitkeep.bench.strategies_cells import (
+    MODELS,
+    PENALTIES,
+    SETTINGS,
+    STRATEGIES,
+    Cell,
+    Outcome,
+)
 from circuitkeep.bench.strategies_table import as_markdown, put_into
 
 PATTERNS = "patterns only (the pass may stop early)"
@@ -19,6 +27,16 @@ QUICK = [
     Cell("llama", "uneven share: 3 probe rows", "tp"),
     Cell("bridge", "plain", "fsdp2"),
 ]
+OTHERS = [f"penalty: {name}" for name in PENALTIES if f"penalty: {name}" in SETTINGS]
+OF_WEIGHTS = ("penalty: weights", "penalty: composition", "penalty: weights and patterns")
+# Every penalty, and those of weights where FSDP leaves the layers whole.
+QUICK += [
+    Cell("llama", setting, strategy)
+    for setting in OTHERS
+    for strategy in ("ddp", "fsdp", "fsdp2")
+    if strategy == "ddp" or setting not in OF_WEIGHTS
+]
+QUICK += [Cell("gpt2", setting, "fsdp whole") for setting in OF_WEIGHTS]
 REFUSED = {
     Cell("gpt2", "accumulation", "ddp static"): "pytorch #143580",
     Cell("gpt2", "clipping by norm", "fsdp"): "gradient_clip_algorithm='value'",
@@ -26,6 +44,11 @@ REFUSED = {
     Cell("gpt2", "EMA and validation", "fsdp2"): "WeightAveraging",
     Cell("bridge", "the model wrapped by itself", "fsdp"): "wrap its layers",
     Cell("llama", "heads shared out", "tp"): "2 of the model's 4 heads",
+    **{
+        Cell("llama", setting, strategy): "(HeadWeightDrift, CompositionDrift), train by DDP"
+        for setting in OF_WEIGHTS
+        for strategy in ("fsdp", "fsdp2")
+    },
 }
 # What torch and Lightning cannot do themselves, with or without a penalty.
 ELSEWHERE = {
@@ -57,6 +80,13 @@ def test_the_gradient_is_that_of_one_process(measured, cell):
 def test_what_cannot_be_right_is_refused(measured, cell):
     assert measured[cell].kind == "refused", measured[cell]
     assert REFUSED[cell] in measured[cell].message
+
+
+def test_every_penalty_is_measured():
+    measured = {type(term) for make in PENALTIES.values() for term in make().terms.values()}
+    exported = {getattr(penalties, name) for name in penalties.__all__}
+    known = {x for x in exported if isinstance(x, type) and issubclass(x, penalties.Penalty)}
+    assert measured == known - {penalties.Penalty, penalties.Sum}
 
 
 @pytest.mark.slow

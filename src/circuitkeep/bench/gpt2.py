@@ -48,9 +48,25 @@ def build_subject(
     Raises:
         ValueError: If `d_model` cannot be divided among the heads.
     """
+    config = gpt2_config(layers, heads, d_model, vocab, context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).eval()
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        return Subject(model, attach(model), _bridge(model, vocab, device))
+
+
+def gpt2_config(
+    layers: int, heads: int, d_model: int, vocab: int, context: int = CONTEXT
+) -> GPT2Config:
+    """The shape, and how the weights are drawn.
+
+    Raises:
+        ValueError: If `d_model` cannot be divided among the heads.
+    """
     if d_model % heads:
         raise ValueError(f"{heads} heads cannot share a d_model of {d_model}; choose a multiple")
-    config = GPT2Config(
+    return GPT2Config(
         n_layer=layers,
         n_head=heads,
         n_embd=d_model,
@@ -67,11 +83,6 @@ def build_subject(
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config).eval()
-        model.to(device)  # pyright: ignore[reportArgumentType]
-        return Subject(model, attach(model), _bridge(model, vocab, device))
 
 
 def _bridge(model: GPT2LMHeadModel, vocab: int, device: torch.device) -> TransformerBridge:

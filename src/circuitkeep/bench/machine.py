@@ -41,6 +41,8 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "processor": processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
+        # torch's own setting; see docs/performance.md.
+        "huge pages": "on" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "off",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),

@@ -1,13 +1,23 @@
-"""How much memory tensors take at most, on CPU and GPU."""
+"""How much memory tensors take at most, on CPU and GPU; and a whole process."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+
+# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX of malloc.h.
+_KEEP = {-1: -1, -2: 2**28, -4: 0}
+_DEFAULT = {-1: 2**17, -2: 0, -4: 2**16}
 
 
 class PeakMemory:
@@ -65,3 +75,37 @@ def alive_bytes() -> int:
                     storage = tensor.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had, files that it has mapped included."""
+    # `getrusage` would tell of the process that started this one, where that was larger.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+@contextmanager
+def kept_by_the_process() -> Iterator[None]:
+    """Have glibc keep what is freed, as the allocators of GPUs do, and use it again.
+
+    Otherwise every large tensor is new memory, a page at a time: a third of a training step's
+    processor time, and as unsteady as the machine's memory. torch's memory is aligned, and so
+    comes back only with ``THP_MEM_ALLOC_ENABLE=1`` in the environment. Other C libraries are left
+    as they are.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        yield
+        return
+    for option, value in _KEEP.items():
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _DEFAULT.items():
+            libc.mallopt(option, value)

@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitkeep.bench.clock import Clock, Counter
 from circuitkeep.bench.gpt2 import CONTEXT, Subject, build_subject
 from circuitkeep.bench.machine import describe_machine, find_device
+from circuitkeep.bench.memory import kept_by_the_process
 from circuitkeep.bench.overhead_report import PLAIN, Cost, OverheadFindings
 from circuitkeep.bench.race import DisagreementError
 from circuitkeep.bench.rivals import (
@@ -122,7 +123,8 @@ class OverheadSuite(Suite):
         """
         gc.freeze()  # what is there now need not be looked through after every fit
         try:
-            return self._measure(progress)
+            with kept_by_the_process():
+                return self._measure(progress)
         finally:
             gc.unfreeze()
 

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from circuitkeep.bench.strategies_task import TaskSettings
+from circuitkeep.penalties import (
+    AttributionDrift,
+    BehaviourKL,
+    CompositionDrift,
+    EffectDrift,
+    HeadOutputDrift,
+    HeadScoreFloor,
+    HeadWeightDrift,
+    PatternDivergence,
+    Rehearsal,
+    Sum,
+)
+
+PENALTIES: Mapping[str, Callable[[], Sum]] = {
+    "default": lambda: Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()}),
+    "patterns": lambda: Sum({"pattern": PatternDivergence()}),
+    # The square of a drop of some percent is small beside a loss in nats.
+    "floor": lambda: Sum({"floor": HeadScoreFloor(margin=0.0)}, {"floor": 1000.0}),
+    "outputs at z": lambda: Sum({"output": HeadOutputDrift()}),
+    "outputs at result": lambda: Sum({"output": HeadOutputDrift("result", queries="all")}),
+    "rehearsal": lambda: Sum({"rehearsal": Rehearsal()}),
+    "attribution": lambda: Sum({"attribution": AttributionDrift()}),
+    "effect": lambda: Sum({"effect": EffectDrift()}),
+    "weights": lambda: Sum({"weights": HeadWeightDrift()}),
+    "composition": lambda: Sum({"composition": CompositionDrift()}),
+    "weights and patterns": lambda: Sum(
+        {"weights": HeadWeightDrift(), "pattern": PatternDivergence()}
+    ),
+}
+"""What the callbacks are given, by name. Where no logits are needed the pass may stop early."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +49,7 @@ class Setting:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         rows: Probe rows per step, over all processes.
         circuits: How many are guarded.
-        patterns_only: Whether the penalty reads patterns alone.
+        penalty: Which of `PENALTIES`.
         every_n_steps: Of the callback.
         warmup_steps: Of the callback.
         callbacks: Others in the trainer: ``ema``.
@@ -35,7 +65,7 @@ class Setting:
     precision: str = "32-true"
     rows: int = 6
     circuits: int = 1
-    patterns_only: bool = False
+    penalty: str = "default"
     every_n_steps: int = 1
     warmup_steps: int = 0
     callbacks: tuple[str, ...] = ()
@@ -47,13 +77,13 @@ class Setting:
 _CLIP = {"gradient_clip_val": 0.1}
 SETTINGS: dict[str, Setting] = {
     "plain": Setting(),
-    "patterns only (the pass may stop early)": Setting(patterns_only=True),
+    "patterns only (the pass may stop early)": Setting(penalty="patterns"),
     "uneven share: 3 probe rows": Setting(rows=3),
     "empty share: 1 probe row": Setting(rows=1),
-    "empty share, patterns only": Setting(rows=1, patterns_only=True),
+    "empty share, patterns only": Setting(rows=1, penalty="patterns"),
     "every 2nd step, warm-up": Setting(every_n_steps=2, warmup_steps=3),
     "two circuits": Setting(circuits=2),
-    "two circuits, patterns only": Setting(circuits=2, patterns_only=True),
+    "two circuits, patterns only": Setting(circuits=2, penalty="patterns"),
     "accumulation": Setting(trainer={"accumulate_grad_batches": 2}),
     "clipping by norm": Setting(trainer={**_CLIP, "gradient_clip_algorithm": "norm"}),
     "clipping by value": Setting(trainer={**_CLIP, "gradient_clip_algorithm": "value"}),
@@ -64,10 +94,10 @@ SETTINGS: dict[str, Setting] = {
     "torch.compile": Setting(TaskSettings(compiled=True)),
     "activation checkpointing": Setting(TaskSettings(checkpointing="transformers")),
     "checkpointing, patterns only": Setting(
-        TaskSettings(checkpointing="transformers"), patterns_only=True
+        TaskSettings(checkpointing="transformers"), penalty="patterns"
     ),
     "checkpointing by torch's wrapper": Setting(TaskSettings(checkpointing="torch")),
-    "wrapper, patterns only": Setting(TaskSettings(checkpointing="torch"), patterns_only=True),
+    "wrapper, patterns only": Setting(TaskSettings(checkpointing="torch"), penalty="patterns"),
     "LoRA": Setting(TaskSettings(lora=True)),
     "frozen embedding and MLP": Setting(TaskSettings(frozen=True)),
     "tied embeddings": Setting(TaskSettings(tied=True)),
@@ -78,6 +108,11 @@ SETTINGS: dict[str, Setting] = {
     "resumed from a checkpoint": Setting(resumed=True, tolerance=0.0),
     "the model wrapped by itself": Setting(TaskSettings(wrap_model=True)),
     "heads shared out": Setting(TaskSettings(split_heads=True)),
+    **{
+        f"penalty: {name}": Setting(penalty=name)
+        for name in PENALTIES
+        if name not in ("default", "patterns")
+    },
 }
 STRATEGIES = {
     "single": 1,

@@ -13,7 +13,14 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from circuitkeep.bench.strategies_cells import SETTINGS, STRATEGIES, Cell, Outcome, Setting
+from circuitkeep.bench.strategies_cells import (
+    PENALTIES,
+    SETTINGS,
+    STRATEGIES,
+    Cell,
+    Outcome,
+    Setting,
+)
 from circuitkeep.bench.strategies_expected import Guard, expected_gradients, largest_difference
 from circuitkeep.bench.strategies_task import (
     BATCH_ROWS,
@@ -21,7 +28,6 @@ from circuitkeep.bench.strategies_task import (
     TaskSettings,
     batches,
     circuit,
-    penalty,
 )
 from circuitkeep.bench.strategies_trainer import DATA_PARALLEL, HALF, precision_of, strategy_of
 from circuitkeep.callbacks import CircuitPreservation
@@ -131,7 +137,7 @@ def _resumed(cell: Cell, settings: TaskSettings, folder: Path, rank: int) -> flo
 def _guard(setting: Setting, number: int, weight: float, path: Path | None) -> CircuitPreservation:
     return CircuitPreservation(
         circuit(number),
-        penalty(setting.patterns_only),
+        PENALTIES[setting.penalty](),
         weight=weight,
         rows_per_step=setting.rows,
         pool_rows=setting.rows,
@@ -205,7 +211,7 @@ def _compare(
         guards = [
             Guard(
                 circuit(index),
-                penalty(setting.patterns_only),
+                PENALTIES[setting.penalty](),
                 reference,
                 weight * warm * setting.every_n_steps,
             )
@@ -248,8 +254,7 @@ def _count(setting: Setting) -> int:
 
 def reference_name(model: str, setting: Setting, number: int) -> str:
     """The file of a base model's activations."""
-    what = "patterns" if setting.patterns_only else "all"
-    return f"{model}-{number}-{what}-{setting.rows}.safetensors"
+    return f"{model}-{number}-{setting.penalty}-{setting.rows}.safetensors"
 
 
 def prepare_references(cells: Sequence[Cell], references: Path) -> None:

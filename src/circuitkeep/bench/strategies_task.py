@@ -24,7 +24,6 @@ from torch.distributed.tensor.parallel import (
 from circuitkeep.bench.strategies_models import build_tiny, layers_of
 from circuitkeep.capture import find_model
 from circuitkeep.circuits import Circuit, Head, Role
-from circuitkeep.penalties import BehaviourKL, PatternDivergence, Sum
 
 BATCH_ROWS, BATCH_TOKENS, VOCAB = 8, 10, 32
 LEARNING_RATE = 0.05
@@ -47,12 +46,6 @@ def circuit(number: int) -> Circuit:
         "accuracy",
         "made up for measuring",
     )
-
-
-def penalty(patterns_only: bool) -> Sum:
-    """What the callbacks are given; patterns alone need no logits, so the pass may stop early."""
-    terms = {"pattern": PatternDivergence()}
-    return Sum(terms if patterns_only else {**terms, "behaviour": BehaviourKL()})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from circuitkeep.callbacks.capability import CapabilityEvals
 from circuitkeep.callbacks.checkpoint import AtomicCheckpointIO
+from circuitkeep.callbacks.gate import CircuitGate
 from circuitkeep.callbacks.monitor import CircuitMonitor
 from circuitkeep.callbacks.preservation import CircuitPreservation
 from circuitkeep.callbacks.progress import StepProgressBar
@@ -11,6 +12,7 @@ from circuitkeep.guard import Constraint
 __all__ = [
     "AtomicCheckpointIO",
     "CapabilityEvals",
+    "CircuitGate",
     "CircuitMonitor",
     "CircuitPreservation",
     "Constraint",

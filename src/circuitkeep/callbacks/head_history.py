@@ -19,8 +19,11 @@ from circuitkeep.files import replacing
 
 Row = tuple[int, str, str, str, float | None, float | None]
 """Step, circuit, role, head, score, retention; None where there is no number."""
+LongRow = tuple[int, str, str, str, str, float]
+"""Step, circuit, role, head, "score" or "retention", and its value."""
 
 COLUMNS = ("step", "circuit", "role", "head", "score", "retention")
+LONG_COLUMNS = ("step", "circuit", "role", "head", "quantity", "value")
 MAX_STEPS = 120
 """Heatmaps show at most so many steps, evenly thinned; tables show all."""
 STOPS = torch.tensor(
@@ -93,6 +96,22 @@ class HeadHistory:
                 csv.writer(file).writerows(self.rows[done:])
         self._written[path] = len(self.rows)
 
+    def long_rows(self, max_rows: int) -> list[LongRow]:
+        """The table with one number to a row; `LONG_COLUMNS` are its columns.
+
+        Longer tables are thinned evenly, whole steps at a time; the last step stays.
+        """
+        steps = sorted({row[0] for row in self.rows})
+        most = max(1, max_rows * len(steps) // max(1, 2 * len(self.rows)))
+        kept = {steps[number] for number in _thinned(len(steps), most)}
+        return [
+            (*row[:4], quantity, value)
+            for row in self.rows
+            if row[0] in kept
+            for quantity, value in zip(COLUMNS[4:], row[4:], strict=True)
+            if value is not None
+        ]
+
     def scores(
         self, circuit: Circuit
     ) -> tuple[list[int], list[str], Float[Tensor, "head step"], Float[Tensor, "head step"]]:
@@ -105,7 +124,7 @@ class HeadHistory:
         named = [(role, str(head)) for role, head in _named(circuit)]
         mine = [row for row in self.rows if row[1] == circuit.name]
         taken = len(mine) // len(named)
-        kept = torch.linspace(0, taken - 1, min(taken, MAX_STEPS)).round().long().tolist()
+        kept = _thinned(taken, MAX_STEPS)
         steps = [mine[number * len(named)][0] for number in kept]
         columns = [mine[number * len(named) : (number + 1) * len(named)] for number in kept]
         values = torch.tensor(
@@ -190,6 +209,13 @@ def colours(values: Float[Tensor, "*shape"]) -> torch.Tensor:
 
 def _named(circuit: Circuit) -> list[tuple[str, Head]]:
     return [(role.name, head) for role in circuit.roles for head in role.heads]
+
+
+def _thinned(n: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `n`, evenly, the last of them always."""
+    if most == 1:
+        return [n - 1]
+    return torch.linspace(0, n - 1, min(n, most)).round().long().tolist()
 
 
 def _head_map(scores: Float[Tensor, "layer head"], named: Sequence[Head], top: float) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from circuitkeep.callbacks.base_state import load_base, save_base
-from circuitkeep.callbacks.head_history import COLUMNS, HeadHistory
+from circuitkeep.callbacks.head_history import HeadHistory
 from circuitkeep.callbacks.periodic import Periodic, steps_taken, tell_loggers
+from circuitkeep.callbacks.wandb_views import WandbViews, alert
 from circuitkeep.capture import Backend, attach, find_model
 from circuitkeep.circuits import Circuit
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit, retention
@@ -43,8 +44,8 @@ class CircuitMonitor(Periodic):
     role's job and the others that have taken it up (see `circuitkeep.evals.migration`); a warning
     names them once, since a circuit that has moved is no longer the one that is named. Head by
     head the scores go to ``heads.csv`` beside the CSV logger's metrics, to TensorBoard as an
-    image, to W&B as a page with heatmaps and as the table ``circuit/heads``, which is logged anew
-    whenever it has grown by an eighth, and at the end.
+    image, to W&B as pages, charts and a table, with circuit and reference as artifacts: see
+    ``docs/wandb.md``.
 
     Neither weights nor gradients, flags or random state are touched: the training is
     bit-identical to one without. All processes measure the same rows, as the collectives of a
@@ -61,6 +62,7 @@ class CircuitMonitor(Periodic):
         causal: Whether to ablate; without, there is nothing causal in the log.
         model: Attribute path of the model in the LightningModule, if it holds several.
         tokenizer: A tokenizer, or where to load one; default: the model's own directory.
+        alert_below: W&B sends an alert when a retention falls below this share; None for none.
 
     Attributes:
         history: What was logged, evaluation by evaluation, each with its ``step``.
@@ -82,14 +84,21 @@ class CircuitMonitor(Periodic):
         causal: bool = True,
         model: str | None = None,
         tokenizer: Any = None,
+        alert_below: float | None = 0.9,
     ) -> None:
         super().__init__(every_n_steps, at_validation)
         if rows < 1:
             raise ValueError(f"CircuitMonitor: rows must be at least 1, got {rows}")
+        if alert_below is not None and not 0 < alert_below <= 1:
+            raise ValueError(
+                "CircuitMonitor: alert_below is a share of the base's value, from 0 to 1, or null; "
+                f"got {alert_below}"
+            )
         self.circuits = _as_circuits(circuits)
         self.rows = rows
         self.seed = seed
         self.causal = causal
+        self.alert_below = alert_below
         self.model = model
         self.tokenizer = tokenizer
         self.history: list[dict[str, float]] = []
@@ -98,7 +107,8 @@ class CircuitMonitor(Periodic):
         self._batches: dict[str, ProbeBatch] = {}
         self._backend: Backend | None = None
         self._warned: set[str] = set()
-        self._rows_in_table = 0
+        self._moves: list[str] = []
+        self._views = WandbViews()
 
     def state_dict(self) -> dict[str, Any]:
         """The base, the rows it was measured on, and everything measured since."""
@@ -125,7 +135,7 @@ class CircuitMonitor(Periodic):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for the model again: a callback may serve several trainers."""
-        self._backend, self._rows_in_table = None, 0
+        self._backend, self._views = None, WandbViews()
         if stage == "fit":
             find_model(pl_module, self.model)
 
@@ -152,13 +162,13 @@ class CircuitMonitor(Periodic):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the complete table."""
-        self._write_table(trainer)
+        self._show_series(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Log the complete table of an interrupted training."""
-        self._write_table(trainer)
+        self._show_series(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
@@ -186,9 +196,16 @@ class CircuitMonitor(Periodic):
         super().report(trainer, values, step)
         if trainer.state.fn == "fit":
             tell_loggers(trainer, lambda logger: self._write_heads(logger, step))
-            # A table that is logged whole, and often, would cost the square of its length.
-            if len(self.heads.rows) >= 1.125 * self._rows_in_table:
-                self._write_table(trainer)
+            self._views.show(trainer, self.heads, self.circuits, step)
+            if self.alert_below is not None:
+                self._views.alert_below(trainer, values, step, self.alert_below)
+        for text in self._moves:
+            alert(trainer, text.partition(":")[0], f"{text}, at step {step}")
+        self._moves = []
+
+    def _show_series(self, trainer: Trainer) -> None:
+        if trainer.state.fn == "fit":
+            self._views.show_series(trainer, self.heads, self.circuits)
 
     def _batch(self, circuit: Circuit, backend: Backend) -> ProbeBatch:
         if circuit.name not in self._batches:
@@ -225,7 +242,8 @@ class CircuitMonitor(Periodic):
             key = f"circuit/{circuit.name}/{role.name}"
             if found.risen and key not in self._warned:
                 self._warned.add(key)
-                rank_zero_warn(f"{key} has moved: {found}")
+                self._moves.append(f"{key} has moved: {found}")
+                rank_zero_warn(self._moves[-1])
         return values
 
     def _warn_of(self, circuit: Circuit, kind: str, share: float) -> None:
@@ -247,27 +265,6 @@ class CircuitMonitor(Periodic):
                 rows = " · ".join(self.heads.scores(circuit)[1])
                 text = f"Darkest: {self.heads.top(circuit):g}. Rows, from the top: {rows}"
                 logger.experiment.add_text(tag, text, step)
-        elif isinstance(logger, WandbLogger):
-            import wandb
-
-            pages: dict[str, Any] = {
-                f"circuit/{circuit.name}/heads": wandb.Html(self.heads.html(circuit), inject=False)
-                for circuit in self.circuits
-            }
-            logger.log_metrics(pages, step=step)
-
-    def _write_table(self, trainer: Trainer) -> None:
-        if trainer.state.fn == "fit" and len(self.heads.rows) > self._rows_in_table:
-            self._rows_in_table = len(self.heads.rows)
-            tell_loggers(trainer, self._log_table)
-
-    def _log_table(self, logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            table = wandb.Table(columns=list(COLUMNS), data=list(self.heads.rows))
-            logged: dict[str, Any] = {"circuit/heads": table}
-            logger.log_metrics(logged, step=self.heads.rows[-1][0])
 
 
 def _as_circuits(

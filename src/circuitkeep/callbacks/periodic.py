@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+Listener = Callable[[Trainer, LightningModule, Mapping[str, float], int], None]
 _FAILED: WeakSet[Logger] = WeakSet()
+_SUMMARIZED: WeakKeyDictionary[WandbLogger, set[str]] = WeakKeyDictionary()
 
 
 class Periodic(Callback, ABC):
     """Measures before the training, every n optimizer steps, and when the trainer has validated.
 
     Never twice after the same step. What is measured is logged at `steps_taken`.
+
+    Attributes:
+        listeners: Called with what was measured, after it was logged, in every process.
     """
 
     def __init__(self, every_n_steps: int | None, at_validation: bool) -> None:
@@ -25,6 +31,7 @@ class Periodic(Callback, ABC):
             raise ValueError(f"every_n_steps must be at least 1, or null; got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.at_validation = at_validation
+        self.listeners: list[Listener] = []
         self._last_step: int | None = None
 
     @abstractmethod
@@ -57,8 +64,11 @@ class Periodic(Callback, ABC):
         """Measure and report, unless that was done after this step."""
         step = steps_taken(trainer)
         if step != self._last_step:
-            self.report(trainer, self.measure(trainer, pl_module, step), step)
+            values = self.measure(trainer, pl_module, step)
+            self.report(trainer, values, step)
             self._last_step = step
+            for listener in self.listeners:
+                listener(trainer, pl_module, values, step)
 
 
 def steps_taken(trainer: Trainer) -> int:
@@ -76,25 +86,49 @@ def steps_taken(trainer: Trainer) -> int:
 
 def log_metrics(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Log `values` at `step` with every logger of the trainer; see `tell_loggers`."""
+
+    def tell(logger: Logger) -> None:
+        if isinstance(logger, WandbLogger):
+            _summarize(logger, values)
+        logger.log_metrics(dict(values), step=step)
+
     if values:
-        tell_loggers(trainer, lambda logger: logger.log_metrics(dict(values), step=step))
+        tell_loggers(trainer, tell)
 
 
 def tell_loggers(trainer: Trainer, tell: Callable[[Logger], None]) -> None:
-    """Call `tell` with every logger of the trainer, in the process that writes.
+    """Call `tell` with every logger of the trainer, in the process that writes; see `attempt`."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            attempt(logger, partial(tell, logger))
 
-    A logger that raises (no network, a full disk) does not end the training: it is warned of
-    once, and tried again the next time.
+
+def attempt(logger: Logger, action: Callable[[], None]) -> None:
+    """Do what may fail (no network, a full disk) without ending the training.
+
+    It is warned of once per logger, which is tried again the next time.
     """
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
-        try:
-            tell(logger)
-        except Exception as error:
-            if logger not in _FAILED:
-                _FAILED.add(logger)
-                rank_zero_warn(
-                    f"{type(logger).__name__} could not log ({type(error).__name__}: {error}); the "
-                    "training goes on, and this logger is not warned of again"
-                )
+    try:
+        action()
+    except Exception as error:
+        if logger not in _FAILED:
+            _FAILED.add(logger)
+            rank_zero_warn(
+                f"{type(logger).__name__} could not log ({type(error).__name__}: {error}); the "
+                "training goes on, and this logger is not warned of again"
+            )
+
+
+def _summarize(logger: WandbLogger, names: Iterable[str]) -> None:
+    """Have W&B keep minimum, mean and last value; not by ``circuit/*``, which ``*`` may outdo."""
+    known = _SUMMARIZED.setdefault(logger, set())
+    for name in names:
+        if name not in known:
+            known.add(name)
+            whole = f"{logger._prefix}-{name}" if logger._prefix else name
+            # A dot would lead into a nested value.
+            logger.experiment.define_metric(
+                whole.replace(".", "\\."),
+                step_metric="trainer/global_step",
+                summary="min,mean,last",
+            )

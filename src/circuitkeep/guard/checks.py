@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from circuitkeep.capture import Backend
 from circuitkeep.capture.reach import Reach
 from circuitkeep.circuits import Circuit
+from circuitkeep.penalties.base import Need
 
 
 def refuse_model(owner: str, model: Any) -> None:
@@ -29,8 +30,8 @@ def refuse_model(owner: str, model: Any) -> None:
         )
 
 
-def refuse_backend(owner: str, backend: Backend) -> None:
-    """Refuse what shows only when the model has run once.
+def refuse_backend(owner: str, backend: Backend, needs: frozenset[Need]) -> None:
+    """Refuse what shows only when the model has run once; `needs` are those of the penalty.
 
     Raises:
         ValueError: Naming the setting and the remedy.
@@ -42,6 +43,13 @@ def refuse_backend(owner: str, backend: Backend) -> None:
             f"{owner}: each process runs {backend.n_heads} of the model's {heads} heads (tensor "
             "parallelism over heads), so that no process sees the circuit; parallelize the MLPs "
             "only, or use FSDP"
+        )
+    if backend.sharded and "weights" in needs:
+        raise ValueError(
+            f"{owner}: the weights of heads are read outside the model's forward pass, where FSDP "
+            "holds those of each layer in shards; leave the terms that need weights out "
+            "(HeadWeightDrift, CompositionDrift), train by DDP, or let FSDP wrap the module whole "
+            "(FSDPStrategy without auto_wrap_policy)"
         )
 
 

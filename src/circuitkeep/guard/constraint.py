@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,10 @@ class Constraint:
             raise ValueError(
                 f"Constraint: 0 < least < most is needed, got least={self.least}, most={self.most}"
             )
+
+    def tightened(self, factor: float) -> Constraint:
+        """The same, with a drift accepted that is smaller by `factor`."""
+        return replace(self, retention=1 - (1 - self.retention) / factor)
 
     def check_needs(self, needs: frozenset[Need]) -> None:
         """Refuse a penalty whose pass does not observe what the constraint is on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -32,6 +32,26 @@ class Due:
     loss: Callable[[Activations, Reach | None], Tensor]
     first: bool = False
     drop: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a due step made known; all but the last of this process's rows.
+
+    Attributes:
+        step: The optimizer step.
+        share: Weight of this process's rows in a mean over processes.
+        penalty: Without its weight.
+        terms: Of the penalty.
+        more: Of a constraint, over the rows of all processes; by what stands for "penalty" in
+            their keys.
+    """
+
+    step: int
+    share: float
+    penalty: Tensor
+    terms: Mapping[str, Tensor]
+    more: Mapping[str, Tensor]
 
 
 def losses_of(due: Iterable[Due]) -> list[Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from circuitkeep.circuits import Circuit
 from circuitkeep.guard.base_reference import base_reference
 from circuitkeep.guard.checks import check_finite, check_reach, refuse_backend, refuse_model
 from circuitkeep.guard.constraint import Constraint, Multiplier, as_constraint
-from circuitkeep.guard.due import Due
+from circuitkeep.guard.due import Due, Seen
 from circuitkeep.guard.follow import Following
 from circuitkeep.guard.schedule import Pace, Schedule, check_rows, check_settings
 from circuitkeep.guard.subject import as_circuit, as_probe
@@ -26,26 +25,6 @@ from circuitkeep.guard.training import Training, part_of
 from circuitkeep.penalties import Activations, BehaviourKL, PatternDivergence, Penalty, Sum
 from circuitkeep.probes import Probe, build_probe
 from circuitkeep.reference import Question, Reference
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a due step made known; all but the last of this process's rows.
-
-    Attributes:
-        step: The optimizer step.
-        share: Weight of this process's rows in a mean over processes.
-        penalty: Without its weight.
-        terms: Of the penalty.
-        more: Of a constraint, over the rows of all processes; by what stands for "penalty" in
-            their keys.
-    """
-
-    step: int
-    share: float
-    penalty: Tensor
-    terms: Mapping[str, Tensor]
-    more: Mapping[str, Tensor]
 
 
 class Guard:
@@ -115,6 +94,7 @@ class Guard:
         self._schedule: Schedule | None = None
         self._multiplier: Multiplier | None = None
         self._chosen: dict[str, Any] = {}  # by the run that is resumed
+        self._strength = 1.0
         self._served: int | None = None  # the optimizer step that had its penalty
         self._reached = False
         self._backend: Backend | None = None
@@ -138,13 +118,15 @@ class Guard:
             chosen = {"budget": self._schedule.pace.state, "constraint": weight}
             if self._following is not None:
                 chosen["follow"] = self._following.state(self.circuit)
-        return {"reference": self._kept, **{key: x for key, x in chosen.items() if x is not None}}
+        found = {"reference": self._kept, **{key: x for key, x in chosen.items() if x is not None}}
+        return found if self._strength == 1 else found | {"strength": self._strength}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with the reference of the run that was stopped, unless another path is given."""
         self._kept = state_dict["reference"]
         self._resumed = bool(self._kept)
         self._chosen = {key: state_dict.get(key) for key in ("budget", "constraint", "follow")}
+        self._strength = state_dict.get("strength", 1.0)
 
     def check_circuit(self, model: Any) -> None:
         """Refuse a circuit that does not fit `model`, by its config alone: it need not run yet.
@@ -184,6 +166,17 @@ class Guard:
         if self.constraint is not None:
             found = self._chosen.get("constraint")
             self._multiplier = Multiplier(self.constraint, self.weight, found)
+        self.strengthen(1.0)
+
+    def strengthen(self, factor: float) -> None:
+        """From the next step on hold the circuit harder; later and resumed runs do, too.
+
+        Args:
+            factor: Of a fixed weight; what a constraint accepts of drift is divided by it.
+        """
+        self._strength *= factor
+        if self._multiplier is not None and self.constraint is not None:
+            self._multiplier.constraint = self.constraint.tightened(self._strength)
 
     def end(self) -> None:
         """Let go of the training and its model."""
@@ -203,7 +196,7 @@ class Guard:
         if self._backend is None:
             # Not earlier: FSDP 1 can only run the model inside its own forward pass.
             self._backend = attach(find_model(training.root, self.model))
-            refuse_backend(self.owner, self._backend)
+            refuse_backend(self.owner, self._backend, self.penalty.needs)
             self._reference = self._prepare(self._backend, training)
         assert self._schedule is not None
         share = self._schedule.pace.at(step)
@@ -211,7 +204,10 @@ class Guard:
             return None
         self._follow(self._backend, step, training)
         self._served = step  # of the batches that are accumulated, the first that is not skipped
-        scale = (self._multiplier or self._schedule).weight_at(step) * accumulate * share.times
+        weight = self._schedule.weight_at(step) * self._strength
+        if self._multiplier is not None:
+            weight = self._multiplier.weight_at(step)
+        scale = weight * accumulate * share.times
         return self._penalty(self._backend, step, training, share.rows, scale)
 
     def values(self) -> dict[str, float]:
