@@ -1,17 +1,26 @@
 """A report as `compare` makes them, without models: one circuit, three checkpoints."""
 
+import math
 from dataclasses import replace
 from math import exp
 
 import pytest
+import torch
 
+from circuitkeep.compare.paired import KINDS, Kept
+from circuitkeep.compare.prompts import Prompt
+from circuitkeep.compare.replicates import Estimate
 from circuitkeep.compare.report import (
     CheckpointResult,
     CircuitDescription,
     CircuitResult,
+    Column,
     MovedHeads,
     Ranking,
+    ReplicateGroup,
     Report,
+    Transfer,
+    TransferRow,
 )
 
 ROLES = {"previous token": ("L0H2",), "induction": ("L1H0", "L1H3")}
@@ -91,3 +100,55 @@ def report():
 def trajectory(report):
     """The same checkpoints as one training's."""
     return replace(report, steps=(100, 200, 300))
+
+
+@pytest.fixture
+def everything(report):
+    """With a prompt, two groups of replicates, and a matrix of what transfers."""
+    names = [checkpoint.name for checkpoint in report.checkpoints]
+    generator = torch.Generator().manual_seed(0)
+    tokens = ("<s>", "␣<b>", "a&b", "␣<b>", "a&b")
+    patterns = tuple(
+        torch.randint(0, 256, (8, 15), generator=generator, dtype=torch.uint8)
+        for _ in range(1 + len(names))
+    )
+    heads = tuple(f"L{layer}H{head}" for layer in range(2) for head in range(4))
+
+    def estimate(mean):
+        return Estimate(mean, mean - 0.1, mean + 0.1, 0.04, 2, 256)
+
+    def group(name, members, difference=None):
+        kept = Kept(
+            estimate(0.5),
+            None if difference is None else estimate(difference),
+            1.5,
+            math.nan if difference is None else 0.004,
+        )
+        return ReplicateGroup(
+            name,
+            members,
+            "" if difference is None else "plain",
+            {"induction": dict.fromkeys(KINDS, kept)},
+            dict.fromkeys(report.base.capability, kept),
+        )
+
+    def shares(share):
+        kinds = dict.fromkeys(KINDS, (share, (share - 0.1, share + 0.1)))
+        return {"induction": kinds, "induction, longer": kinds}
+
+    columns = tuple(
+        Column(name, "RepeatedTokens()", dict.fromkeys(KINDS, 0.9))
+        for name in ("induction", "induction, longer")
+    )
+    return replace(
+        report,
+        prompts=(Prompt("some text", tokens, heads, patterns),),
+        replicates=(group("plain", tuple(names[:1])), group("guarded", tuple(names[1:2]), 0.3)),
+        transfer=Transfer(
+            columns,
+            (
+                TransferRow("guarded", "key-value", shares(0.9)),
+                TransferRow("regularized", "key-value", shares(math.nan)),
+            ),
+        ),
+    )

@@ -38,3 +38,19 @@ def test_names_are_quoted_and_steps_stand_beside_them(trajectory):
     report = replace(trajectory, checkpoints=checkpoints)
     assert {row["step"] for row in rows(report) if row["checkpoint"] == name} == {"100"}
     assert list(rows(report)[0]) == list(COLUMNS)
+
+
+def test_replicates_and_further_probes_are_lines(everything):
+    row = find(everything, checkpoint="guarded", of="induction", quantity="causal_retention")
+    assert (float(row["value"]), float(row["low"]), float(row["high"])) == (0.5, 0.4, 0.6)
+    assert row["trained_on"] == "key-value"
+    row = find(everything, checkpoint="guarded", quantity="behaviour_difference")
+    assert float(row["value"]) == 0.3
+    row = find(everything, checkpoint="guarded", quantity="behaviour_difference_p_holm")
+    assert float(row["value"]) == 0.004
+    row = find(
+        everything, checkpoint="guarded", of="induction, longer", quantity="causal_retention"
+    )
+    assert float(row["value"]) == 0.9
+    # What the circuit's own probe says of a checkpoint stands there once.
+    find(everything, checkpoint="regularized", of="induction", quantity="causal_retention")

@@ -78,6 +78,11 @@ def test_the_base_keeps_everything_of_itself_and_so_does_a_copy(models):
         ({"circuits": [induction(), induction()]}, "same name"),
         ({"checkpoints": {"x": "/nowhere/model"}}, "/nowhere/model"),
         ({"circuits": [induction(heads=(Head(2, 0),))]}, "outside the model"),
+        ({"prompts": ["5", ""]}, "a prompt is empty"),
+        ({"prompts": ["5 64"]}, "the token 64, and the model's tokens run from 0 to 63"),
+        ({"replicates": {"a": ["other"]}}, "there is no checkpoint 'other'"),
+        ({"probes": {"x": {"lenght": 3}}}, "transfer.probes.x fits no circuit"),
+        ({"origins": {"smae": "text"}}, "did you mean 'same'"),
     ],
 )
 def test_what_cannot_be_compared_is_said_at_once(models, changes, message):
@@ -151,3 +156,43 @@ def test_a_trajectory_without_steps_is_refused_before_anything_is_loaded(models,
     monkeypatch.setattr(measure, "load_checkpoint", None)
     with pytest.raises(ValueError, match="'same' tells no training step"):
         compare(models / "base", {"same": models / "same"}, [induction()], trajectory=True)
+
+
+def test_prompts_replicates_and_further_probes(models):
+    report = compare(
+        models / "base",
+        {name: models / name.rstrip("01") for name in ("same0", "same1", "other0", "other1")},
+        [induction()],
+        datasets={"text": batches()},
+        rows=8,
+        prompts=["0 5 9 5", "7 7"],
+        replicates={"plain": ["same0", "same1"], "changed": ["other0", "other1"]},
+        probes={"short": {"length": 16, "segment": [4, 6], "prefix": [0, 2]}},
+        origins={"same0": "nothing", "same1": "nothing"},
+    )
+    first, second = report.prompts
+    assert (first.tokens, second.tokens) == (("0", "5", "9", "5"), ("7", "7"))
+    assert len(first.patterns) == 5
+    assert len(first.heads) == 8
+    assert torch.equal(first.patterns[0], first.patterns[2])
+    assert not torch.equal(first.patterns[0], first.patterns[4])
+    plain, changed = report.replicates
+    assert plain.circuits["induction"]["identity"].share.mean == pytest.approx(1)
+    assert list(plain.circuits) == ["induction"]
+    apart = changed.circuits["induction"]["identity"].difference
+    kept = report.checkpoints[2].circuits["induction"].identity_retention
+    assert apart.mean == pytest.approx(kept - 1)
+    assert changed.losses["text"].difference.mean != 0
+    assert [column.name for column in report.transfer.columns] == ["induction", "induction, short"]
+    assert [(row.name, row.trained_on) for row in report.transfer.rows] == [
+        ("plain", "nothing"),
+        ("changed", "changed"),
+    ]
+    share, _ = report.transfer.rows[0].shares["induction, short"]["identity"]
+    assert share == pytest.approx(1)
+
+
+def test_one_circuit_under_one_probe_is_no_matrix(models):
+    report = compare(models / "base", {"same": models / "same"}, [induction()], rows=4)
+    assert report.transfer is None
+    assert report.prompts == report.replicates == ()

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from circuitkeep.compare import charts
 from circuitkeep.compare.page import render_page
+from circuitkeep.compare.report import Transfer
 
 NAN = float("nan")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&lt;{{ 7 * 7 }}"
@@ -51,7 +52,7 @@ class Page(HTMLParser):
         return [[" ".join(cell.split()) for cell in row] for row in self.cells if row]
 
     def charts(self):
-        return json.loads(self.scripts[0])
+        return json.loads(self.scripts[0])["charts"]
 
 
 def hostile(report):
@@ -94,6 +95,30 @@ def hostile(report):
             for name, circuit in report.circuits.items()
         },
         created=HOSTILE,
+        prompts=tuple(
+            replace(each, text=HOSTILE, tokens=(HOSTILE,) * len(each.tokens))
+            for each in report.prompts
+        ),
+        replicates=tuple(
+            replace(
+                group,
+                name=HOSTILE + group.name,
+                circuits=renamed(group.circuits),
+                losses=renamed(group.losses),
+            )
+            for group in report.replicates
+        ),
+        transfer=report.transfer
+        and Transfer(
+            tuple(
+                replace(each, name=HOSTILE + each.name, probe=HOSTILE)
+                for each in report.transfer.columns
+            ),
+            tuple(
+                replace(row, name=HOSTILE, trained_on=HOSTILE, shares=renamed(row.shares))
+                for row in report.transfer.rows
+            ),
+        ),
         command=HOSTILE,
         versions={HOSTILE: HOSTILE},
     )
@@ -119,23 +144,24 @@ def test_policy_runs_only_the_pages_own_scripts(report):
         if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none'; ")
-    _, plotly, own = page.scripts
-    for script in (plotly, own):
+    _, *scripts = page.scripts
+    assert len(scripts) == 4
+    for script in scripts:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
     assert "script-src 'unsafe-inline'" not in policy
 
 
-@pytest.fixture(params=["side by side", "trajectory"])
-def either(request, report, trajectory):
+@pytest.fixture(params=["report", "trajectory", "everything"])
+def either(request):
     """A report of each kind: their pages differ."""
-    return trajectory if request.param == "trajectory" else report
+    return request.getfixturevalue(request.param)
 
 
 def test_hostile_texts_are_shown_not_run(either):
     clean, page = Page(render_page(either)), Page(render_page(hostile(either)))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in clean.elements]
-    assert len(page.scripts) == 3
+    assert len(page.scripts) == 5
     shown = "".join(page.text)
     # Once in each place that shows a name or a free text.
     for text in ("unregularized", "repeats", "induction", "L0H2"):
@@ -144,7 +170,9 @@ def test_hostile_texts_are_shown_not_run(either):
     # At the head of its lines in each table: of retention, and for each of two roles of the heads
     # that moved (no base there) and of the scores.
     names = [row[0] for row in page.rows() if row[0].startswith(HOSTILE)]
-    assert len(names) == 4 + 2 * (3 + 4)
+    # Of replicates three kinds and two losses of two groups, and two rows by two probes.
+    more = 2 * (3 + 2) + 2 * 2 if either.prompts else 0
+    assert len(names) == 4 + 2 * (3 + 4) + more
     assert "49" not in shown.replace(HOSTILE, "").split()
 
 
@@ -169,6 +197,10 @@ def test_hostile_labels_reach_plotly_escaped(either):
 
 def test_charts_are_valid_plotly(either):
     for chart in Page(render_page(either)).charts():
+        del chart["name"]
+        for frame in chart.get("frames", []):
+            # What the page puts into the layout.
+            frame["data"][0].pop("annotations", None)
         plain = re.sub(r"var\(--[a-z0-9-]+\)", "#123456", json.dumps(chart))
         go.Figure(json.loads(plain))
 

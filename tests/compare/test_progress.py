@@ -24,5 +24,5 @@ def test_says_what_is_measured_and_how_long_each_took(monkeypatch):
     assert re.search(r"measuring \[bold\]x\[/nope\] .* 1/2 .* left", text)
 
 
-def test_nothing_where_there_is_no_terminal(monkeypatch):
-    assert drawn(monkeypatch, force_terminal=False) == ""
+def test_one_line_where_there_is_no_terminal(monkeypatch):
+    assert drawn(monkeypatch, force_terminal=False) == "2 models in 64.0 s, 32.0 s each\n"

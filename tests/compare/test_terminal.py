@@ -89,3 +89,18 @@ def test_what_moved_stands_below_the_table(report):
     )
     still = replace(report, checkpoints=report.checkpoints[1:])
     assert "lost it" not in "".join(printed(still, 160))
+
+
+def test_replicates_and_the_matrix_are_printed(everything):
+    lines = "\n".join(printed(everything, 60))
+    for part in ("guarded", "+30 pts, p .004", "50% [40, 60]", "+0.300, p .004"):
+        assert part in lines
+    for kind in ("identity", "causal", "behaviour"):
+        assert f"{kind}: trained on (rows)," in lines
+    assert "90% [80,100]" in lines
+    assert "n/a" in lines
+
+
+def test_without_further_probes_the_first_table_says_it_all(everything):
+    transfer = replace(everything.transfer, columns=everything.transfer.columns[:1])
+    assert "probed on" not in "\n".join(printed(replace(everything, transfer=transfer), 100))

@@ -12,7 +12,7 @@ def test_writes_all_files_and_returns_their_paths(report, tmp_path):
     assert data == tmp_path / "new" / "folder" / "report.json"
     assert json.loads(data.read_text("utf-8"))["base"]["name"] == "base"
     assert page.read_text("utf-8").startswith("<!doctype html>")
-    assert table.read_text("utf-8").startswith("checkpoint,step,of,")
+    assert table.read_text("utf-8").startswith("checkpoint,step,trained_on,of,")
     names = ["report.csv", "report.html", "report.json"]
     assert sorted(path.name for path in data.parent.iterdir()) == names
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitkeep.sweeps.collect import Run
+from circuitkeep.compare.paired import CircuitRows
+from circuitkeep.compare.report import CircuitDescription
+from circuitkeep.sweeps.analyse import analyse
+from circuitkeep.sweeps.collect import Run, grouped
 from circuitkeep.sweeps.record import RunRecord
-from circuitkeep.sweeps.rows import CircuitRows
+from circuitkeep.sweeps.report import SweepReport
 
 ROWS = 40
 
@@ -62,3 +65,23 @@ def sweep(make_run, make_rows):
             measured[run.name] = {"ind": make_rows(share + 0.01 * seed, seed)}
     base = {"ind": make_rows(1.0, noise=0)}
     return runs, base, measured
+
+
+@pytest.fixture
+def report(sweep):
+    runs, base, measured = sweep
+    groups = grouped(runs, dict.fromkeys([run.name for run in runs], ""))
+    results, per_run = analyse(groups, base, measured, "val/loss_nats")
+    about = CircuitDescription(
+        {"induction": ("L1H0",)}, "accuracy", "a test", "Repeated", 40, 10_000, "mean"
+    )
+    return SweepReport(
+        folder="<sweep>",
+        price="val/loss_nats",
+        groups=results,
+        runs=per_run,
+        circuits={"ind": about},
+        unfinished=("w1s9",),
+        created="today",
+        command="circuitkeep sweep report <sweep>",
+    )

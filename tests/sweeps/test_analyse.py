@@ -1,12 +1,10 @@
 """Shares, prices and paired differences, against numbers known beforehand."""
 
 import pytest
-import torch
 
-from circuitkeep.compare.replicates import crossed_ratio
-from circuitkeep.sweeps.analyse import analyse, linearized
+from circuitkeep.compare.paired import CircuitRows
+from circuitkeep.sweeps.analyse import analyse
 from circuitkeep.sweeps.collect import grouped
-from circuitkeep.sweeps.rows import CircuitRows
 
 PRICE = "val/loss_nats"
 
@@ -16,24 +14,6 @@ def analysed(sweep, price=PRICE):
     groups = grouped(runs, dict.fromkeys([run.name for run in runs], ""))
     results, per_run = analyse(groups, base, measured, price)
     return {result.label.removeprefix("penalty.weight="): result for result in results}, per_run
-
-
-def test_linearized_values_give_the_interval_of_the_ratio():
-    generator = torch.Generator().manual_seed(0)
-    base = 1 + torch.rand(50, generator=generator)
-    now = base * torch.tensor([[0.5], [0.6], [0.9]]) + torch.rand(3, 50, generator=generator)
-    from circuitkeep.compare.replicates import crossed_mean
-
-    found, wanted = crossed_mean(linearized(now, base)), crossed_ratio(now, base)
-    assert found[:3] == pytest.approx(wanted[:3])
-
-
-def test_each_seed_has_its_own_ratio_of_means_whatever_rows_are_missing():
-    base = torch.tensor([1.0, 3.0, float("nan"), 4.0])
-    now = torch.tensor([[1.0, 2.0, 9.0, 1.0], [0.0, 4.0, 9.0, 12.0]])
-    values = linearized(now, base)
-    assert values.mean(1).tolist() == pytest.approx([4 / 8, 16 / 8])
-    assert linearized(now, -base).isnan().all()
 
 
 def test_what_was_kept_and_what_it_cost(sweep):

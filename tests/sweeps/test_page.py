@@ -8,33 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from circuitkeep.compare.report import CircuitDescription
-from circuitkeep.sweeps.analyse import analyse
 from circuitkeep.sweeps.charts import pareto_chart
-from circuitkeep.sweeps.collect import grouped
 from circuitkeep.sweeps.page import render_page
-from circuitkeep.sweeps.report import SweepReport
 from circuitkeep.sweeps.terminal import print_report
-
-
-@pytest.fixture
-def report(sweep):
-    runs, base, measured = sweep
-    groups = grouped(runs, dict.fromkeys([run.name for run in runs], ""))
-    results, per_run = analyse(groups, base, measured, "val/loss_nats")
-    about = CircuitDescription(
-        {"induction": ("L1H0",)}, "accuracy", "a test", "Repeated", 40, 10_000, "mean"
-    )
-    return SweepReport(
-        folder="<sweep>",
-        price="val/loss_nats",
-        groups=results,
-        runs=per_run,
-        circuits={"ind": about},
-        unfinished=("w1s9",),
-        created="today",
-        command="circuitkeep sweep report <sweep>",
-    )
 
 
 def test_the_terminal_shows_every_figure(report):

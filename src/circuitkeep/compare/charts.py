@@ -7,6 +7,7 @@ name passes through `label`.
 
 from __future__ import annotations
 
+import re
 from html import escape
 from math import isfinite
 from typing import Any
@@ -34,6 +35,11 @@ def label(text: str) -> str:
         half = LABEL_CHARACTERS // 2 - 1
         text = f"{text[:half]}…{text[-half:]}"
     return escape(text, quote=False)
+
+
+def file_name(name: str) -> str:
+    """A name as part of a path: letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] or "figure"
 
 
 def retention_chart(report: Report, circuit: str) -> Chart:

@@ -7,10 +7,13 @@ import io
 from collections.abc import Iterator
 from math import isfinite
 
-from circuitkeep.compare.report import CheckpointResult, CircuitResult, Report
+from circuitkeep.compare.report import CheckpointResult, CircuitResult, ReplicateGroup, Report
 from circuitkeep.compare.wording import KINDS, measured, retention
 
-COLUMNS = ("checkpoint", "step", "of", "role", "head", "quantity", "value", "low", "high")
+COLUMNS = (
+    *("checkpoint", "step", "trained_on"),
+    *("of", "role", "head", "quantity", "value", "low", "high"),
+)
 Row = tuple[str, str, str, str, float, float, float]
 NAN = float("nan")
 
@@ -19,23 +22,57 @@ def to_csv(report: Report) -> str:
     """One line per figure: of which checkpoint, which circuit or dataset, role and head.
 
     A cell is empty where it does not apply, or its value is NaN. ``low`` and ``high`` are the
-    bounds of the 95% interval over probe rows.
+    bounds of the 95% interval over probe rows; of a group of replicates, whose name stands as the
+    checkpoint, over rows and seeds.
     """
     steps: dict[str, int] = {}
     if report.steps:
         names = [checkpoint.name for checkpoint in report.checkpoints]
         steps = dict(zip(names, report.steps, strict=True))
+    rows = [] if report.transfer is None else report.transfer.rows
+    origins = {row.name: row.trained_on for row in rows}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for checkpoint in (report.base, *report.checkpoints):
-        for *words, value, low, high in _rows(checkpoint):
-            figures = ["" if not isfinite(each) else repr(each) for each in (value, low, high)]
-            table.writerow([checkpoint.name, steps.get(checkpoint.name, ""), *words, *figures])
+    for name, *words, value, low, high in _all_rows(report):
+        figures = ["" if not isfinite(each) else repr(each) for each in (value, low, high)]
+        table.writerow([name, steps.get(name, ""), origins.get(name, ""), *words, *figures])
     return text.getvalue()
 
 
+def _all_rows(report: Report) -> Iterator[tuple[str, str, str, str, str, float, float, float]]:
+    for checkpoint in (report.base, *report.checkpoints):
+        for row in _rows(checkpoint):
+            yield checkpoint.name, *row
+    for group in report.replicates:
+        for row in _of_group(group):
+            yield group.name, *row
+    if report.transfer is not None:
+        # The others stand there already.
+        further = [c.name for c in report.transfer.columns if c.name not in report.circuits]
+        for of in report.transfer.rows:
+            for column in further:
+                for kind, (share, (low, high)) in of.shares[column].items():
+                    yield of.name, column, "", "", f"{kind}_retention", share, low, high
+
+
+def _of_group(group: ReplicateGroup) -> Iterator[Row]:
+    figures = {(dataset, "loss_nats", "loss_nats"): one for dataset, one in group.losses.items()}
+    for circuit, kinds in group.circuits.items():
+        figures |= {(circuit, f"{kind}_retention", kind): one for kind, one in kinds.items()}
+    for (of, quantity, name), one in figures.items():
+        yield of, "", "", quantity, one.share.mean, one.share.low, one.share.high
+        if one.difference is not None:
+            found = one.difference
+            yield of, "", "", f"{name}_difference", found.mean, found.low, found.high
+            yield of, "", "", f"{name}_difference_p_holm", one.p_holm, NAN, NAN
+            yield of, "", "", f"{name}_difference_effect_size", one.effect_size, NAN, NAN
+
+
 def _rows(checkpoint: CheckpointResult) -> Iterator[Row]:
+    for task, figures in checkpoint.tasks.items():
+        for metric, value in figures.items():
+            yield task, "", "", metric, value, NAN, NAN
     for dataset, values in checkpoint.capability.items():
         for quantity, value in values.items():
             yield dataset, "", "", quantity, value, NAN, NAN

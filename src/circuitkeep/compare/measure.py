@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +17,11 @@ from torch import Tensor
 from circuitkeep.capture import Backend, attach
 from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.circuits import Circuit
+from circuitkeep.compare.groups import check_groups, replicate_groups
 from circuitkeep.compare.heads import contributions, moved_heads, rankings
+from circuitkeep.compare.origins import trained_on
+from circuitkeep.compare.paired import CircuitRows
+from circuitkeep.compare.prompts import Prompt, chosen_heads, pattern_of, read_prompt, texts
 from circuitkeep.compare.report import (
     CheckpointResult,
     CircuitDescription,
@@ -25,7 +30,9 @@ from circuitkeep.compare.report import (
     Report,
 )
 from circuitkeep.compare.trajectory import in_order
+from circuitkeep.compare.transfer import check_origins, transfer_matrix, varied
 from circuitkeep.evals import CircuitMeasurement, evaluate_capability, measure_circuit, retention
+from circuitkeep.evals.harness import Harness
 from circuitkeep.functional import mean_ratio_interval
 from circuitkeep.probes import ProbeBatch, build_probe, describe
 from circuitkeep.probing import probe_rows
@@ -48,6 +55,11 @@ def compare(
     command: str = "",
     progress: Callable[[str], None] = lambda _: None,
     trajectory: bool = False,
+    prompts: Sequence[str] = (),
+    replicates: Mapping[str, Sequence[str]] | None = None,
+    probes: Mapping[str, Mapping[str, Any]] | None = None,
+    origins: Mapping[str, str] | None = None,
+    harness: Harness | None = None,
 ) -> Report:
     """Measure a base model and its checkpoints on the same held-out rows and data sets.
 
@@ -65,11 +77,18 @@ def compare(
         progress: Told the name of every model before it is measured.
         trajectory: The checkpoints are one training's, and are shown by the steps that their names
             tell; see `circuitkeep.compare.trajectory`.
+        prompts: Texts on which to show where heads attend; see `circuitkeep.compare.prompts`.
+        replicates: Group -> its checkpoints, in the order of their seeds; see
+            `circuitkeep.compare.groups`.
+        probes: Further probes of the circuits' heads; see `circuitkeep.compare.transfer.varied`.
+        origins: Checkpoint -> what it was trained on, where no config beside it tells.
+        harness: Tasks of lm-evaluation-harness; a checkpoint's answers are kept for the next time.
 
     Raises:
         FileNotFoundError: If a model is missing; before anything is measured.
         ValueError: If a circuit does not fit the base model, a checkpoint is of another shape,
-            there is nothing to compare, or a checkpoint of a trajectory tells no step.
+            there is nothing to compare, a checkpoint of a trajectory tells no step, or a prompt, a
+            group or a further probe cannot be.
     """
     datasets = datasets or {}
     if not circuits:
@@ -87,28 +106,42 @@ def compare(
             raise FileNotFoundError(f"there is no checkpoint at {text}")
     steps = in_order(checkpoints) if trajectory else {}
     checkpoints = dict(steps.values()) or checkpoints
+    replicates, origins = replicates or {}, origins or {}
+    check_groups(replicates, list(checkpoints))
+    check_origins(origins, list(checkpoints))
+    probed = [*circuits, *varied(circuits, probes or {})]
+    tokens = [read_prompt(tokenizer, text) for text in prompts]
+    if harness is not None:
+        harness.prepare(tokenizer)
     progress("base")
     backend = attach(load_checkpoint(base, base))
+    shown = chosen_heads(backend, circuits, tokens, 1 + len(checkpoints)) if tokens else ()
     batches = {
         circuit.name: probe_rows(circuit, backend, tokenizer, "held_out", rows, seed)
-        for circuit in circuits
+        for circuit in probed
     }
     sizes = _sizes(backend)
-    before = _measure(backend, circuits, batches)
+    before = _measure(backend, probed, batches)
+    attended = [[pattern_of(backend, each, shown) for each in tokens]]
     result, methods = _result("base", base, backend, before, before, circuits, batches, datasets)
-    results = []
+    result = replace(result, tasks=_answered(harness, backend, tokenizer))
+    results: dict[str, CheckpointResult] = {}
+    kept: dict[str, dict[str, CircuitRows]] = {}
     for name, path in checkpoints.items():
         progress(name)
         del backend
         gc.collect()
         backend = attach(load_checkpoint(path, base))
         _check_same_kind(backend, sizes, name, path)
-        now = _measure(backend, circuits, batches)
+        now = _measure(backend, probed, batches)
         measured, _ = _result(name, path, backend, now, before, circuits, batches, datasets)
-        results.append(measured)
+        results[name] = replace(measured, tasks=_answered(harness, backend, tokenizer))
+        kept[name] = _rows(now, probed)
+        attended.append([pattern_of(backend, each, shown) for each in tokens])
+    rows_of_base = _rows(before, probed)
     return Report(
         base=result,
-        checkpoints=tuple(results),
+        checkpoints=tuple(results.values()),
         circuits={
             c.name: _description(c, batches[c.name], seed, methods[c.name]) for c in circuits
         },
@@ -116,7 +149,29 @@ def compare(
         command=command,
         versions={name: version(name) for name in ("circuitkeep", "torch", "transformers")},
         steps=tuple(steps),
+        prompts=tuple(
+            Prompt(text, texts(tokenizer, each), tuple(map(str, shown)), patterns)
+            for text, each, patterns in zip(
+                prompts, tokens, zip(*attended, strict=True), strict=True
+            )
+        ),
+        replicates=replicate_groups(replicates, circuits, rows_of_base, kept, results),
+        transfer=transfer_matrix(
+            probed,
+            rows_of_base,
+            kept,
+            replicates,
+            {name: origins.get(name) or trained_on(path) for name, path in checkpoints.items()},
+        )
+        if len(probed) > 1
+        else None,
     )
+
+
+def _answered(
+    harness: Harness | None, backend: Backend, tokenizer: Any
+) -> dict[str, dict[str, float]]:
+    return {} if harness is None else harness.evaluate(backend.model, tokenizer, keep=True)
 
 
 def _sizes(backend: Backend) -> dict[str, int]:
@@ -143,6 +198,12 @@ def _measure(
     backend: Backend, circuits: Sequence[Circuit], batches: Mapping[str, ProbeBatch]
 ) -> dict[str, CircuitMeasurement]:
     return {c.name: measure_circuit(backend, c, batches[c.name]) for c in circuits}
+
+
+def _rows(
+    measured: Mapping[str, CircuitMeasurement], circuits: Sequence[Circuit]
+) -> dict[str, CircuitRows]:
+    return {c.name: CircuitRows.of(measured[c.name], c) for c in circuits}
 
 
 def _result(

@@ -22,7 +22,7 @@ def progress_bar(models: int, console: Console | None = None) -> Iterator[Callab
     """A bar that goes on by one model at every call; the call names the model that comes next.
 
     Above the bar stands what every model took. All of it is left out where the console is no
-    terminal.
+    terminal, but for a last line: how long a model took on average.
 
     Args:
         models: How many there are, the base included.
@@ -44,13 +44,14 @@ def progress_bar(models: int, console: Console | None = None) -> Iterator[Callab
     )
     task = bar.add_task("", total=models)
     name, started = "", time.monotonic()
+    took: list[float] = []
 
     def done() -> None:
         if name:
             bar.advance(task)
+            took.append(time.monotonic() - started)
             if console.is_terminal:
-                took = time.monotonic() - started
-                console.print(Text(f"measured {name} in {took:.1f} s", style="dim"))
+                console.print(Text(f"measured {name} in {took[-1]:.1f} s", style="dim"))
 
     def begin(following: str) -> None:
         nonlocal name, started
@@ -62,3 +63,6 @@ def progress_bar(models: int, console: Console | None = None) -> Iterator[Callab
         bar.advance(task, 0)  # the pace counts from here
         yield begin
         done()
+        whole = sum(took)
+        each = whole / len(took) if took else 0.0
+        console.print(f"{len(took)} models in {whole:.1f} s, {each:.1f} s each", style="dim")

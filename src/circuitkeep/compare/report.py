@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from math import isfinite
 from typing import Any
+
+from circuitkeep.compare.paired import Kept
+from circuitkeep.compare.prompts import Prompt
+from circuitkeep.compare.replicates import Estimate
 
 Interval = tuple[float, float]
 
@@ -82,12 +87,15 @@ class CheckpointResult:
     Attributes:
         capability: Dataset -> ``{"loss_nats": x, "perplexity": x}``, with ``"accuracy"`` where the
             data has answers.
+        tasks: Task of lm-evaluation-harness -> metric -> value; its standard error under
+            ``METRIC_stderr`` where there is one.
     """
 
     name: str
     path: str
     capability: Mapping[str, Mapping[str, float]]
     circuits: Mapping[str, CircuitResult]
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,73 @@ class CircuitDescription:
 
 
 @dataclass(frozen=True)
+class ReplicateGroup:
+    """Checkpoints that differ in nothing but the seed.
+
+    Attributes:
+        checkpoints: Their names, in the order of their seeds.
+        against: The group that it is compared with, seed by seed; empty for that one itself.
+        circuits: Circuit -> kind -> what was kept.
+        losses: Dataset -> loss in nats per token, over seeds.
+    """
+
+    name: str
+    checkpoints: tuple[str, ...]
+    against: str
+    circuits: Mapping[str, Mapping[str, Kept]]
+    losses: Mapping[str, Kept]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is probed in a `Transfer`.
+
+    Attributes:
+        name: The circuit's, with that of the further probe.
+        probe: What makes the prompts.
+        base: Kind -> the base's value: mean score, nats per answer, and the behaviour.
+    """
+
+    name: str
+    probe: str
+    base: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """What one checkpoint kept, or a group of replicates.
+
+    Attributes:
+        name: Of the checkpoint or the group.
+        trained_on: What it was trained on; its name where that is not known.
+        shares: Column -> kind -> value / the base's value and its 95% interval: over rows for one
+            checkpoint, over rows and seeds for several.
+    """
+
+    name: str
+    trained_on: str
+    shares: Mapping[str, Mapping[str, tuple[float, Interval]]]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Trained on (rows) x probed on (columns); rows trained on the same stand together."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[TransferRow, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A base model and the checkpoints that came of it, side by side.
 
     Attributes:
         steps: Training step of each checkpoint where they are one training's, in its order; none
             where they are not.
+        prompts: Prompts of the user's, with attention on them.
+        replicates: Groups of checkpoints that differ in nothing but the seed; the others stand
+            against the first.
+        transfer: All that was probed, where that is more than one circuit under one probe.
     """
 
     base: CheckpointResult
@@ -120,17 +189,45 @@ class Report:
     command: str
     versions: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[int, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+    replicates: tuple[ReplicateGroup, ...] = ()
+    transfer: Transfer | None = None
+
+    @property
+    def named_heads(self) -> tuple[str, ...]:
+        """Those that circuits name, in the order of the circuits, each once."""
+        roles = (circuit.roles for circuit in self.circuits.values())
+        return tuple(dict.fromkeys(head for each in roles for own in each.values() for head in own))
 
     def to_json(self) -> str:
-        """JSON with keys as the attributes; NaN becomes null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        """JSON with keys as the attributes; NaN becomes null.
+
+        Of the prompts it holds the patterns of the named heads, query by query.
+        """
+        content = plain(replace(self, prompts=()))
+        content["prompts"] = [self._prompt(prompt) for prompt in self.prompts]
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def _prompt(self, prompt: Prompt) -> dict[str, Any]:
+        models = (self.base, *self.checkpoints)
+        return {
+            "text": prompt.text,
+            "tokens": list(prompt.tokens),
+            "patterns": {
+                model.name: {head: prompt.rows(number, head) for head in self.named_heads}
+                for number, model in enumerate(models)
+            },
+        }
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+def plain(value: Any) -> Any:
+    """What JSON can hold of dataclasses, mappings and numbers; NaN becomes None."""
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Estimate):
+        return plain(value._asdict())
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitkeep.compare.report import CheckpointResult, Report
+from circuitkeep.compare.tasks import render_tasks
+from circuitkeep.compare.terminal_tables import replicates_table, transfer_table
 from circuitkeep.compare.wording import (
     KINDS,
     UNITS,
@@ -24,7 +26,7 @@ from circuitkeep.pages import number, percent, signed
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the table, and below it which heads lost a job or took one up.
+    """Print the table, which heads lost a job or took one up, replicates and what transfers.
 
     Intervals and differences go under their figures where the table is too wide. Where even that
     does not fit (many datasets), lines run past the edge rather than lose figures.
@@ -35,11 +37,24 @@ def print_report(report: Report, console: Console | None = None) -> None:
     table = render_table(report)
     if console.measure(table, options=unlimited).minimum > console.width:
         table = render_table(report, stacked=True)
-    needed = console.measure(table, options=unlimited).minimum
-    console.print(table, width=max(needed, console.width), crop=False, soft_wrap=False)
+    _print_whole(table, console)
     for checkpoint in report.checkpoints:
         if said := moves(report, checkpoint):
             console.print(Text.assemble((checkpoint.name, "bold"), f": {said}"))
+    further = [render_tasks(report)] if report.base.tasks else []
+    further += [replicates_table(report)] if report.replicates else []
+    # With no further probe the first table says it all.
+    if report.transfer and any(c.name not in report.circuits for c in report.transfer.columns):
+        further += [transfer_table(report.transfer, kind) for kind in KINDS]
+    for each in further:
+        console.print()
+        _print_whole(each, console)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Past the edge of a narrow terminal, rather than lose figures."""
+    needed = console.measure(table, options=console.options.update(width=10_000)).minimum
+    console.print(table, width=max(needed, console.width), crop=False, soft_wrap=False)
 
 
 def render_table(report: Report, *, stacked: bool = False) -> Table:

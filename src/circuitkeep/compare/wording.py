@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from math import isfinite
 from statistics import fmean
 
+from circuitkeep.compare.paired import KINDS, Kept
+from circuitkeep.compare.replicates import Estimate
 from circuitkeep.compare.report import CheckpointResult, CircuitResult, Interval, Report
 from circuitkeep.pages import number, percent, signed
-
-KINDS = ("identity", "causal", "behaviour")
-"""The three kinds of retention, in the order in which every renderer shows them."""
 
 UNITS = {"accuracy": "", "advantage_nats": "nats", "logit_difference": "logits"}
 
@@ -98,3 +97,39 @@ def scores_from_to(
         before, now = (number(each.scores[role][layer][index]) for each in (base, result))
         said.append(f"{head} {before} → {now}")
     return said
+
+
+def share(estimate: Estimate) -> tuple[str, str]:
+    """``97%`` and ``[94, 99]``."""
+    return percent(estimate.mean), percent_interval((estimate.low, estimate.high))
+
+
+def nats(estimate: Estimate, sign: bool = False) -> tuple[str, str]:
+    """``2.031`` and ``[2.020, 2.042]``; with `sign`, all of them have one."""
+    write = signed if sign else lambda value: number(value, 3)
+    known = isfinite(estimate.low) and isfinite(estimate.high)
+    interval = f"[{write(estimate.low)}, {write(estimate.high)}]" if known else ""
+    return write(estimate.mean), interval
+
+
+def gained(kept: Kept) -> str:
+    """``+23 points, p .004``: the difference to another group; empty without one."""
+    if kept.difference is None or not isfinite(kept.difference.mean):
+        return ""
+    points = signed(100 * kept.difference.mean, 0)
+    return f"{points} points{p_value(kept.p_holm)}"
+
+
+def p_value(p: float) -> str:
+    """``, p .03``, three digits at most; empty for NaN."""
+    if not isfinite(p):
+        return ""
+    return ", p < .001" if p < 0.001 else f", p {number(p, 3 if p < 0.01 else 2).lstrip('0')}"
+
+
+def points(difference: Estimate) -> tuple[str, str]:
+    """``+23`` and ``[+12, +34]``, in points of retention."""
+    low, mean, high = (
+        signed(100 * value, 0) for value in (difference.low, difference.mean, difference.high)
+    )
+    return mean, f"[{low}, {high}]" if isfinite(difference.low) else ""

@@ -50,12 +50,22 @@ def render(
         {
             **content,
             "data": data,
-            "style": Markup((HERE / "base.css").read_text(encoding="utf-8") + style),
+            "style": Markup(base_style() + style),
             "scripts": [Markup(script) for script in scripts],
             "script_hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
             or "'none'",
         }
     )
+
+
+def base_style() -> str:
+    """The style that all pages have."""
+    return shared_script("base.css")
+
+
+def shared_script(name: str) -> str:
+    """A file of this room, as ``sorting.js``: it makes tables of class ``sorts`` sort."""
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _minus(text: str) -> str:

@@ -27,15 +27,15 @@ Attention alone is tested here. Whether a head matters is for `circuitkeep.causa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitkeep.capture import Backend
+from circuitkeep.capture.shuffled import shuffled_weights
 from circuitkeep.circuits import Head
 from circuitkeep.evals.circuit import score_heads
 from circuitkeep.functional import (
@@ -152,27 +152,6 @@ def certify(
             role, replace(result, p=part), tried[role] if role in offsets else None, level, least
         )
     )
-
-
-@contextmanager
-def shuffled_weights(model: nn.Module, seed: int) -> Iterator[None]:
-    """A model of the same architecture that has learned nothing: each tensor's entries shuffled.
-
-    Tied weights stay tied, buffers stay as they are, and the global random state is not touched.
-    The weights are put back at the end, bit for bit; that takes memory for one copy of them.
-    """
-    kept = [parameter.detach().clone() for parameter in model.parameters()]
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), kept, strict=True):
-                parameter.copy_(value)
 
 
 def best_offset(

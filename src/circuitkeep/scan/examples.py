@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -13,21 +11,16 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from circuitkeep.capture import Backend, Sites, probe_mode
+from circuitkeep.capture import Backend
 from circuitkeep.circuits import Head
+from circuitkeep.pages.attention import LONGEST, packed, shown_patterns, token_text
 from circuitkeep.probes import Probe, ProbeBatch
 from circuitkeep.probing import probe_context, roles_of
 
-LONGEST = 128
-"""Tokens of a prompt that are shown; more of them no eye can follow."""
 ENOUGH = 48
 """Rather than crop prompts below this, show fewer of them."""
 PACKED_BYTES = 4_500_000
 """Of all patterns; a third more as base64, so that the page stays below 10 MB."""
-CAPTURED_BYTES = 2**30
-"""Of patterns that are captured at once; large models take several passes."""
-
-_SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,8 @@ class Example:
     """One prompt, or the part of it that is shown; positions count from the first shown token.
 
     Attributes:
-        tokens: As text, signs for what cannot be seen; see `token_text`.
+        tokens: As text, signs for what cannot be seen; see
+            `circuitkeep.pages.attention.token_text`.
         patterns: Attention in 255ths; pairs stand query by query: (0, 0), (1, 0), (1, 1), (2, 0).
         targets: Role -> the pairs (query, key) that the probe labels.
         answers: What it asks.
@@ -67,7 +61,7 @@ class Example:
 
     def packed(self) -> str:
         """The patterns as base64, layer by layer and head by head."""
-        return base64.b64encode(self.patterns.numpy().tobytes()).decode()
+        return packed(self.patterns)
 
 
 @dataclass(frozen=True)
@@ -139,61 +133,6 @@ def take_examples(
     return Examples(tuple(taken), prompts)
 
 
-def token_text(tokenizer: Any, token: int) -> str:
-    """A token as readable text: signs for blanks, escapes for what has no shape of its own.
-
-    ``␣`` is a blank, ``↵`` a line break, ``⇥`` a tab, ``\\xe2`` a byte that is part of a character,
-    ``\\u200b`` a character that is not printed. Without a text it is the token's number.
-    """
-    if tokenizer is None:
-        return str(token)
-    piece = tokenizer.convert_ids_to_tokens(token)
-    if not piece:
-        return f"#{token}"
-    if token in tokenizer.all_special_ids:
-        return _visible(piece)
-    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
-    if byte:
-        return _visible(_decoded(bytes.fromhex(byte[1])))
-    if "Ġ" not in tokenizer.convert_tokens_to_string(["Ġ"]):  # pieces are spelled in bytes
-        alphabet = _byte_alphabet()
-        if all(sign in alphabet for sign in piece):
-            return _visible(_decoded(bytes(alphabet[sign] for sign in piece)))
-    return _visible(piece.replace("▁", " "))
-
-
-def _decoded(content: bytes) -> str:
-    """UTF-8; bytes that are no whole character become single surrogates."""
-    return content.decode("utf-8", "surrogateescape")
-
-
-def _visible(text: str) -> str:
-    return "".join(_SIGNS.get(sign) or _escaped(sign) for sign in text)
-
-
-def _escaped(sign: str) -> str:
-    if sign.isprintable():
-        return sign
-    code = ord(sign)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte, as `_decoded` left it
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\u{code:04x}"
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The characters in which byte-level tokenizers spell bytes.
-
-    Printable ones of Latin-1 stand for themselves, the others for those from U+0100 on.
-
-    Source:
-        Radford et al. 2019, the vocabulary of GPT-2.
-    """
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    spelled = {chr(byte): byte for byte in own}
-    return spelled | {chr(256 + number): byte for number, byte in enumerate(others)}
-
-
 def _of_many_families(batch: ProbeBatch) -> Int[Tensor, " batch"]:
     """The rows, the first of every family in front."""
     seen: set[int] = set()
@@ -243,9 +182,12 @@ def _example(
         role: tuple((int(q) - start, int(k) - start) for q, k in own if k >= start and q < stop)
         for role, own in pairs.items()
     }
+    every = [Head(layer, i) for layer in range(backend.n_layers) for i in range(backend.n_heads)]
     return Example(
         tuple(text(token) for token in tokens[0, start:]),
-        _patterns(backend, tokens.to(backend.device), start),
+        shown_patterns(backend, tokens.to(backend.device), every, start).unflatten(
+            0, (backend.n_layers, backend.n_heads)
+        ),
         targets,
         tuple(answers),
         start,
@@ -269,25 +211,3 @@ def _best_start(labels: Sequence[Int[Tensor, "_ 2"]], length: int, most: int) ->
     count = held[:-1].cumsum(0)
     best = int(count.argmax())
     return 0 if 2 * count[0] >= count[best] else best
-
-
-@torch.no_grad()
-def _patterns(
-    backend: Backend, tokens: Int[Tensor, "1 pos"], start: int
-) -> UInt8[Tensor, "layer head pair"]:
-    """Attention among the tokens from `start` on, in 255ths."""
-    stop = tokens.shape[1]
-    queries = torch.arange(start, stop, device=tokens.device)[None]
-    row, column = torch.tril_indices(stop - start, stop - start, device=tokens.device)
-    bytes_per_layer = 4 * backend.n_heads * (stop - start) * stop
-    parts = []
-    for layers in torch.arange(backend.n_layers).split(max(1, CAPTURED_BYTES // bytes_per_layer)):
-        heads = tuple(Head(int(layer), i) for layer in layers for i in range(backend.n_heads))
-        with (
-            probe_mode(backend.model),
-            backend.capture(Sites(pattern=heads), queries) as captured,
-        ):
-            backend.forward(tokens)
-        shown = captured.pattern[0, :, row, start + column]
-        parts.append((255 * shown).round().to(torch.uint8).cpu())
-    return torch.cat(parts).unflatten(0, (backend.n_layers, backend.n_heads))

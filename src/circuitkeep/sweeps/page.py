@@ -7,8 +7,9 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from circuitkeep import compare
+from circuitkeep.compare.charts import file_name
 from circuitkeep.compare.wording import KINDS, listed_heads
-from circuitkeep.pages import number, percent, render
+from circuitkeep.pages import number, percent, render, shared_script
 from circuitkeep.sweeps import wording
 from circuitkeep.sweeps.charts import pareto_chart
 from circuitkeep.sweeps.report import SweepReport
@@ -22,6 +23,10 @@ def render_page(report: SweepReport) -> str:
     """
     here, beside = Path(__file__), Path(str(compare.__file__))
     circuits = list(report.circuits)
+    charts = [
+        {**pareto_chart(report, circuit), "name": file_name(f"{circuit}-price")}
+        for circuit in circuits
+    ]
     content = {
         "report": report,
         "circuits": circuits,
@@ -39,8 +44,8 @@ def render_page(report: SweepReport) -> str:
         [
             get_plotlyjs(),
             beside.with_name("page.js").read_text(encoding="utf-8"),
-            here.with_name("page.js").read_text(encoding="utf-8"),
+            shared_script("sorting.js"),
         ],
-        [pareto_chart(report, circuit) for circuit in circuits],
+        {"charts": charts},
         content,
     )

@@ -6,33 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from math import isfinite
+from dataclasses import dataclass, field
 from typing import Any
 
+from circuitkeep.compare.paired import KINDS, Kept
 from circuitkeep.compare.replicates import Estimate
-from circuitkeep.compare.report import CircuitDescription
-from circuitkeep.compare.wording import KINDS
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One kind of retention of one circuit in one group.
-
-    Attributes:
-        share: Value now / value in the base model, over seeds and prompts.
-        difference: Of that share to the unregularized runs', paired by seed and prompt; None for
-            those themselves, and where no seed is shared.
-        effect_size: Mean over seeds of that difference divided by its standard deviation
-            (Cohen's d_z); NaN for one seed.
-        p_holm: P-value of the difference being 0, Holm-corrected over all groups and circuits of
-            the kind; NaN without a difference.
-    """
-
-    share: Estimate
-    difference: Estimate | None = None
-    effect_size: float = float("nan")
-    p_holm: float = float("nan")
+from circuitkeep.compare.report import CircuitDescription, plain
 
 
 @dataclass(frozen=True)
@@ -105,7 +84,7 @@ class SweepReport:
 
     def to_json(self) -> str:
         """JSON with keys as the attributes; NaN becomes null."""
-        return json.dumps(_plain(self), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_csv(self) -> str:
         """One line per run: its metrics, and its retention on the held-out rows."""
@@ -121,15 +100,3 @@ class SweepReport:
         writer.writeheader()
         writer.writerows(lines)
         return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Estimate):
-        return _plain(value._asdict())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from circuitkeep import __version__
 from circuitkeep.capture import Backend, attach
 from circuitkeep.capture.models import load_model
 from circuitkeep.circuits import Circuit
+from circuitkeep.compare.paired import CircuitRows
 from circuitkeep.evals import measure_circuit
 from circuitkeep.files import replacing
 from circuitkeep.probes import ProbeBatch
@@ -25,22 +24,6 @@ from circuitkeep.sweeps.collect import Run
 from circuitkeep.sweeps.record import fingerprint
 
 FOLDER = "measured"
-
-
-@dataclass(frozen=True)
-class CircuitRows:
-    """What one circuit does in one model, on each held-out row.
-
-    Attributes:
-        identity: Role -> mean attention of its heads to its targets; NaN in rows without one.
-        causal: Answer loss that ablating the heads jointly costs, in nats.
-        behaviour: The circuit's behaviour, in the unit it names.
-    """
-
-    identity: Mapping[str, Float[Tensor, " row"]]
-    causal: Float[Tensor, " row"]
-    behaviour: Float[Tensor, " row"]
-
 
 Measured = dict[str, CircuitRows]
 """Circuit -> its rows."""
@@ -130,8 +113,7 @@ def measure_runs(
 
 
 def _measure(backend: Backend, circuit: Circuit, batch: ProbeBatch) -> CircuitRows:
-    found = measure_circuit(backend, circuit, batch)
-    return CircuitRows(found.role_scores(circuit), found.effect_nats, found.behaviour)
+    return CircuitRows.of(measure_circuit(backend, circuit, batch), circuit)
 
 
 def _write(path: Path, rows: CircuitRows) -> None:
