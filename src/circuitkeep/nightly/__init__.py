@@ -1,0 +1,1 @@
+"""Circuits night after night: measured, written down, and held against their history."""
