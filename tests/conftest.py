@@ -5,10 +5,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; no test needs a network
 
 import copy
+import shutil
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from .wandb_reader import read_wandb, wandb_offline  # noqa: F401
 
 # Before anything imports circuitkeep: only modules imported later are checked.
 install_import_hook("circuitkeep", "beartype.beartype")
@@ -201,3 +204,49 @@ def wired_circuit():
         "accuracy",
         "wired by hand",
     )
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; tests that ask for it are skipped where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"this machine has none of {', '.join(names)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox needs rights that containers do not give.
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a page's text; in the end, nothing may have gone wrong or been asked for."""
+    contexts, wrong = [], []
+
+    def go(text, **settings):
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append("an alert"))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:")) or wrong.append(request.url)
+            ),
+        )
+        page.goto(path.as_uri())
+        page.locator(".js-plotly-plot .main-svg").last.wait_for()
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert wrong == []

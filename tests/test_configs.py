@@ -15,6 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
+from circuitkeep.callbacks.wandb_logger import SteadyWandbLogger
 from circuitkeep.circuits import load_circuit
 from circuitkeep.cli.application import COMMANDS
 from circuitkeep.cli.surroundings import config_directory
@@ -23,7 +24,7 @@ CONFIGS = config_directory()
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 CIRCUITS = [p for p in FILES if p.parent.name == "circuit" and "\nroles:" in p.read_text()]
 # What a target's **kwargs are passed on to, and what `train` takes out before the target sees it.
-PASSED_ON = {WandbLogger: wandb.init}
+PASSED_ON = {SteadyWandbLogger: (WandbLogger, wandb.init)}
 TAKEN_OUT = {Trainer: {"resume"}}
 
 
@@ -68,8 +69,8 @@ def unknown_keys(config, where=""):
         target = get_object(config["_target_"])
         parameters = inspect.signature(target).parameters
         known = {"_target_", "_convert_", *parameters, *TAKEN_OUT.get(target, ())}
-        if target in PASSED_ON:
-            known |= inspect.signature(PASSED_ON[target]).parameters.keys()
+        for further in PASSED_ON.get(target, ()):
+            known |= inspect.signature(further).parameters.keys()
         yield from (f"{where}.{key}" for key in config if key not in known)
     for key, value in config.items():
         yield from unknown_keys(value, f"{where}.{key}" if where else key)
@@ -96,6 +97,8 @@ def test_every_option_composes_and_has_no_unknown_key(command):
 
 def test_every_group_belongs_to_a_command():
     used = {group for command in COMMANDS for group in groups(CONFIGS, command)}
+    # Tasks for lm-evaluation-harness, which reads them itself.
+    used.add("lm_eval")
     assert used == {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 

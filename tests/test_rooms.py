@@ -18,8 +18,8 @@ RANKS = {
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
     **dict.fromkeys(["probing", "reference", "causal"], 2),
     **dict.fromkeys(["evals", "pages"], 3),
-    **dict.fromkeys(["scan", "compare", "tasks", "guard"], 4),
-    **dict.fromkeys(["callbacks", "integrations", "watch", "sweeps"], 5),
+    **dict.fromkeys(["scan", "compare", "tasks", "guard", "checks"], 4),
+    **dict.fromkeys(["callbacks", "integrations", "watch", "sweeps", "nightly"], 5),
     "bench": 6,  # it measures the callbacks too
     **dict.fromkeys(["pytest_plugin", "cli"], 7),
     "__main__": 8,
@@ -32,6 +32,7 @@ ONLY_IN = {
     "transformer_lens": {"capture", "bench"},
     "accelerate": {"integrations"},
     "trl": set(),  # its trainers are named by users alone
+    "lm_eval": {"evals"},
     "lightning": {"tasks", "callbacks", "bench", "cli"},
 }
 

@@ -138,7 +138,8 @@ def test_train_and_compare(command, demo, models, circuit_file, tmp_path):
         *("compare", f"base={models / 'tiny'}", f"circuits=[{circuit_file()}]", "rows=8"),
         "checkpoints=[weight-0/model,weight-1/checkpoints/last.ckpt]",
         *("evals=demo", "output=compared", "evals.datasets.repetition.val_rows=8"),
-        "evals.datasets.key-value.val_rows=8",
+        *("evals.datasets.key-value.val_rows=8", "prompts=['0 5 9 5']"),
+        *("replicates={all: [weight-0, last.ckpt]}", "transfer.trained_on={weight-0: maps}"),
     )
     assert code == 0
     report = json.loads((tmp_path / "compared/report.json").read_text())
@@ -154,7 +155,10 @@ def test_train_and_compare(command, demo, models, circuit_file, tmp_path):
     page = (tmp_path / "compared/report.html").read_text()
     assert "weight-0" in page
     assert "last.ckpt" in stdout
+    assert report["prompts"][0]["patterns"].keys() == {"base", "weight-0", "last.ckpt"}
+    assert report["replicates"][0]["checkpoints"] == ["weight-0", "last.ckpt"]
     assert sorted(p.name for p in (tmp_path / "compared").iterdir()) == [
+        "attention.csv",
         "report.csv",
         "report.html",
         "report.json",

@@ -353,6 +353,14 @@ def compared(models, circuit_file, tmp_path):
         ({"checkpoints": "[]"}, "name at least one checkpoint"),
         ({"checkpoints": "[/nowhere/model]"}, "there is no checkpoint at /nowhere/model"),
         ({"checkpoints": "[last.ckpt]"}, "there is no checkpoint at last.ckpt"),
+        (
+            {"checkpoints": "runs/typo", "trajectory": "true"},
+            "there is no folder of checkpoints at runs/typo; trajectory=true takes a run's folder",
+        ),
+        ({"prompts": "['']"}, "a prompt is empty"),
+        ({"figures": "pdf"}, "figures='pdf': must be svg, png, or null"),
+        ({"replicates": "{a: [nobody]}"}, "replicates.a: there is no checkpoint 'nobody'"),
+        ({"transfer.probes": "{x: {lenght: 8}}"}, "transfer.probes.x fits no circuit"),
         ({"circuits": "[]"}, "name at least one circuit"),
         (
             {"circuits": "[inductoin]"},

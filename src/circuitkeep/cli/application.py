@@ -28,7 +28,11 @@ COMMANDS = {
     "survey": "lay the scans of several models side by side",
     "sweep": "report what the runs of a sweep (train -m) kept, and at what cost",
     "compare": "measure checkpoints side by side with their base model",
+    "baseline": "pin what circuits score in files to review, check it, or update it",
+    "test-power": "tell how often the tests of circuits are wrong, and what they detect",
+    "nightly": "hold checkpoints to a suite of circuits, and to their own history",
     "watch": "follow a running training in the browser",
+    "wandb": "build a page at Weights & Biases of what a project's runs logged",
     "bench": "measure what circuitkeep claims, beside what one would use instead",
 }
 OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
@@ -36,7 +40,7 @@ OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-
 MULTIRUN = {"-m", "--multirun"}
 
 _OPEN = ("evals.datasets.", "probe.aliases.")
-_FIRST = {"watch": "run"}
+_FIRST = {"watch": "run", "wandb": "project"}
 """The key that a first argument without a key is the value of."""
 
 
@@ -78,7 +82,7 @@ def run(command: str, overrides: Sequence[str]) -> None:
 
     from circuitkeep.cli.mistakes import check_complete
 
-    function = importlib.import_module(f"circuitkeep.cli.{command}").run
+    function = importlib.import_module(f"circuitkeep.cli.{command.replace('-', '_')}").run
     command_line, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "")
     one_sentence = nullcontext if full_error == "1" else _one_sentence
 
@@ -179,6 +183,11 @@ def _choice(command: str, overrides: Sequence[str]) -> list[str]:
     first, *rest = overrides or [""]
     if command == "sweep":
         return _sweep_folder(overrides)
+    if command == "baseline":
+        if re.fullmatch("write|check|update", first):
+            return [f"action={first}", *rest]
+        if not first.startswith(("-", "action=")):
+            _fail(f"`circuitkeep baseline write`, `check` or `update`? got {first!r}")
     if command in _FIRST and (os.path.exists(first) or re.match(r"[^-+~=][^=]*$", first)):
         quoted = first.replace("'", "\\'")
         return [f"{_FIRST[command]}='{quoted}'", *rest]

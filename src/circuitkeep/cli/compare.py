@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from circuitkeep.callbacks.wandb_report import publish_report, report_logger
 from circuitkeep.capture.models import has_tokenizer, load_tokenizer
-from circuitkeep.cli.settings import evaluation_data, find_circuit
+from circuitkeep.cli.settings import evaluation_data, find_circuit, harness_of
+from circuitkeep.compare.figures import check_figures, write_figures
 from circuitkeep.compare.measure import compare
 from circuitkeep.compare.progress import progress_bar
 from circuitkeep.compare.terminal import print_report
@@ -36,6 +38,9 @@ def run(config: DictConfig) -> None:
         datasets[name] = loader
     checkpoints = named(config.checkpoints, config.trajectory)
     check_tokenizers(checkpoints, tokenizer)
+    if config.figures is not None:
+        check_figures(config.figures)
+    wandb = None if config.wandb is None else report_logger(config.wandb, config.output)
     with progress_bar(1 + len(checkpoints)) as progress:
         report = compare(
             config.base,
@@ -48,10 +53,22 @@ def run(config: DictConfig) -> None:
             command=_command(),
             progress=progress,
             trajectory=config.trajectory,
+            prompts=[config.prompts] if isinstance(config.prompts, str) else list(config.prompts),
+            replicates=_plain(config.replicates),
+            probes=_plain(config.transfer.probes),
+            origins=_plain(config.transfer.trained_on),
+            harness=harness_of(config.evals),
         )
     print_report(report)
-    for path in write_report(report, config.output):
+    files = write_report(report, config.output)
+    for path in files:
         print(path)
+    if config.figures is not None:
+        figures = write_figures(report, config.output, config.figures)
+        print(f"{figures[0].parent}: {len(figures)} figures")
+        files += figures
+    if wandb is not None:
+        publish_report(wandb, files, checkpoints)
 
 
 def named(
@@ -62,10 +79,18 @@ def named(
     A path may be a pattern (``runs/*/model``), a trajectory a folder: all the checkpoints in it.
 
     Raises:
-        ValueError: If nothing fits a pattern.
+        FileNotFoundError: If there is no folder of a trajectory.
+        ValueError: If nothing fits a pattern, or a folder holds no checkpoint that tells a step.
     """
-    if trajectory and isinstance(checkpoints, str) and Path(checkpoints).is_dir():
-        return checkpoints_in(checkpoints)
+    if trajectory and isinstance(checkpoints, str) and not glob.has_magic(checkpoints):
+        folder = Path(checkpoints).expanduser()
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"there is no folder of checkpoints at {checkpoints}; trajectory=true takes a "
+                "run's folder, a list, or a pattern such as runs/a/checkpoints/*.ckpt"
+            )
+        if folder.is_dir():
+            return checkpoints_in(folder)
     if isinstance(checkpoints, Mapping):
         return {str(name): str(path) for name, path in checkpoints.items()}
     found: dict[str, str] = {}
@@ -118,6 +143,10 @@ def check_tokenizers(checkpoints: Mapping[str, str], tokenizer: Any) -> None:
                 f"checkpoint {name!r} ({path}) has another tokenizer than the base model: "
                 f"{other!r} is token {base[other]} of the base and {own.get(other)} here"
             )
+
+
+def _plain(config: DictConfig | None) -> Any:
+    return None if config is None else OmegaConf.to_container(config, resolve=True)
 
 
 def _command() -> str:

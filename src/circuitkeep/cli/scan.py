@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import Progress
 
 from circuitkeep.capture import Backend, attach
 from circuitkeep.causal import MEAN, search_circuit
 from circuitkeep.circuits import save_circuit
 from circuitkeep.cli.settings import circuit_of, construct, find_circuit
+from circuitkeep.cli.terminal import told
 from circuitkeep.files import replacing
 from circuitkeep.probes import Probe, ProbeBatch, build_probe, describe
 from circuitkeep.probing import probe_context
@@ -32,8 +30,6 @@ from circuitkeep.scan import (
 )
 from circuitkeep.scan.page import render_page
 from circuitkeep.scan.terminal import tables
-
-Tell = Callable[[int, int], None]
 
 
 def run(config: DictConfig) -> None:
@@ -119,7 +115,7 @@ def _scan(
     if config.faithfulness is not None:
         train = probe.batch(context, "train", config.rows, config.seed)
         metric = "log_prob_nats" if held_out.distractor is None else "logit_difference"
-        with _told(console, "searching the smallest faithful circuit") as tell:
+        with told(console, "searching the smallest faithful circuit") as tell:
             circuit = search_circuit(
                 backend, train, held_out, MEAN, metric, float(config.faithfulness), progress=tell
             )
@@ -136,7 +132,7 @@ def _caused(
     console: Console,
 ) -> ScanReport:
     """What heads do to the answers, whether that is what roles say, and whom they read."""
-    with _told(console, "ablating heads") as tell:
+    with told(console, "ablating heads") as tell:
         effects = measure_effects(backend, batch, tell)
     report = replace(report, effects=effects)
     found = {head for heads in report.heads.values() for head in heads}
@@ -155,7 +151,7 @@ def _caused(
         report = _noted(report, f"what heads write ({error})")
     if config.partners and found:
         try:
-            with _told(console, "patching paths") as tell:
+            with told(console, "patching paths") as tell:
                 paths = partners(
                     backend,
                     batch,
@@ -173,10 +169,3 @@ def _caused(
 
 def _noted(report: ScanReport, note: str) -> ScanReport:
     return replace(report, notes=(*report.notes, note))
-
-
-@contextmanager
-def _told(console: Console, what: str) -> Iterator[Tell]:
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

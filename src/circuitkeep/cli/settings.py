@@ -13,20 +13,30 @@ from omegaconf import DictConfig, OmegaConf
 from circuitkeep.circuits import Circuit, did_you_mean, load_circuit, parse_circuit
 from circuitkeep.cli.mistakes import check_arguments
 from circuitkeep.cli.surroundings import config_directory
+from circuitkeep.evals.harness import Harness
 from circuitkeep.tasks import TextData
 
 
 def find_circuit(name: str) -> Circuit:
     """A circuit file, or one that ships with circuitkeep by its name."""
+    return load_circuit(circuit_path(name))
+
+
+def circuit_path(name: str) -> Path:
+    """The file of a circuit that ships with circuitkeep; another name is a path.
+
+    Raises:
+        ValueError: If it looks like a name, and nothing is called by it.
+    """
     folder = config_directory() / "circuit"
     shipped = [path.stem for path in folder.glob("*.yaml") if path.stem not in ("file", "none")]
     if name in shipped:
-        return load_circuit(folder / f"{name}.yaml")
+        return folder / f"{name}.yaml"
     if not Path(name).suffix and not os.path.exists(name):
         raise ValueError(
             f"no circuit called {name!r} ships with circuitkeep" + did_you_mean(name, shipped)
         )
-    return load_circuit(name)
+    return Path(name)
 
 
 def construct(config: Mapping[str, Any], **given: Any) -> Any:
@@ -77,3 +87,12 @@ def evaluation_data(config: DictConfig, tokenizer: Any, seed: int) -> dict[str, 
                 seed=seed,
             )
     return found
+
+
+def harness_of(config: DictConfig) -> Harness | None:
+    """The tasks of ``evals.harness``, those that ship included; None where none is named."""
+    if not config.harness.tasks:
+        return None
+    own = config.harness.include_path or []
+    folders = [str(config_directory() / "lm_eval"), *([own] if isinstance(own, str) else own)]
+    return construct({**config.harness, "include_path": folders})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,32 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
-from circuitkeep.callbacks import CapabilityEvals, CircuitMonitor
+from circuitkeep.callbacks import CapabilityEvals, CircuitGate, CircuitMonitor
+from circuitkeep.callbacks.gate import EXIT_CODE
+from circuitkeep.callbacks.wandb_logger import run_id_of
+from circuitkeep.callbacks.wandb_views import finished_runs, log_model
 from circuitkeep.capture import attach
 from circuitkeep.capture.find import is_bridge
 from circuitkeep.capture.models import save_model
 from circuitkeep.circuits import Circuit, did_you_mean
-from circuitkeep.cli.settings import circuit_of, construct, data_module, evaluation_data
+from circuitkeep.cli.settings import (
+    circuit_of,
+    construct,
+    data_module,
+    evaluation_data,
+    harness_of,
+)
 from circuitkeep.probes import build_probe
 
 
 def run(config: DictConfig) -> None:
-    """Train, then save the model under ``<output>/model``."""
-    train(config)
+    """Train, then save the model under ``<output>/model``; exits with 3 if a gate ended it."""
+    trainer = train(config)
+    ended = [one for one in _gates(trainer) if one.ended]
+    if ended and trainer.is_global_zero:
+        found = " ".join(why for gate in ended for why in gate.tripped.values())
+        print(f"circuitkeep: a gate ended the training: {found}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def train(config: DictConfig) -> pl.Trainer:
@@ -48,12 +63,14 @@ def train(config: DictConfig) -> pl.Trainer:
     held = None if circuit is None else _controlled(circuit, model, config)
     callbacks = _rivals(config, held, tokenizer) + _callbacks(config, circuit, held, tokenizer)
     trainer = _trainer(config, callbacks)
-    _fit(trainer, task, data, resume)
-    if trainer.is_global_zero:
-        save_model(model, output / "model", tokenizer)
-        print(f"model saved in {output / 'model'}")
-    if config.validate_at_end:
-        trainer.validate(task, datamodule=data, verbose=False)
+    with finished_runs(trainer):
+        _fit(trainer, task, data, resume)
+        if trainer.is_global_zero:
+            save_model(model, output / "model", tokenizer)
+            log_model(trainer, output / "model")
+            print(f"model saved in {output / 'model'}")
+        if config.validate_at_end:
+            trainer.validate(task, datamodule=data, verbose=False)
     return trainer
 
 
@@ -69,6 +86,11 @@ def final_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return found
 
 
+def _gates(trainer: pl.Trainer) -> list[CircuitGate]:
+    callbacks: list[pl.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return [one for one in callbacks if isinstance(one, CircuitGate)]
+
+
 def guards(config: DictConfig) -> bool:
     """Whether the penalty has a circuit to hold and a weight to hold it with."""
     nothing = config.penalty.weight == 0 and config.penalty.constraint is None
@@ -82,7 +104,7 @@ def _trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
     try:
         trainer = construct(
             settings,
-            logger=[construct(node) for node in config.logger.values()],
+            logger=[construct(node) for node in _loggers(config)],
             callbacks=callbacks,
             default_root_dir=config.output,
         )
@@ -97,6 +119,14 @@ def _trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
         except Exception as error:  # every logger has its own kinds
             raise ValueError(f"{type(logger).__name__} cannot start: {error}") from error
     return trainer
+
+
+def _loggers(config: DictConfig) -> list[Any]:
+    """The loggers; a run that is resumed goes on in the same run of W&B."""
+    resume, run = config.trainer.resume, config.logger.get("wandb")
+    if resume is not None and run is not None and run.id is None:
+        run.id = run_id_of(Path(resume).absolute().parents[1])
+    return list(config.logger.values())
 
 
 def _fit(trainer: pl.Trainer, task: Any, data: Any, resume: str | None) -> None:
@@ -167,11 +197,16 @@ def _callbacks(
             if circuit is None:
                 continue
             given = {"circuits": [circuit], "tokenizer": tokenizer}
+        elif name == "gate":
+            if circuit is None or node.action is None:
+                continue
         elif name == "capability":
             # The task's own validation data has its values under val/ already.
-            given = {"datasets": evaluation_data(config.evals, tokenizer, config.seed)}
-            if not given["datasets"]:
+            datasets = evaluation_data(config.evals, tokenizer, config.seed)
+            harness = harness_of(config.evals)
+            if not datasets and harness is None:
                 continue
+            given = {"datasets": datasets, "harness": harness, "tokenizer": tokenizer}
         found.append(construct(node, **given))
     return found
 
