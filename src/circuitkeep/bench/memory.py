@@ -93,8 +93,8 @@ def peak_resident_bytes() -> int:
 def kept_by_the_process() -> Iterator[None]:
     """Have glibc keep what is freed, as the allocators of GPUs do, and use it again.
 
-    Otherwise every large tensor is new memory, a page at a time: a third of a training step's
-    processor time, and as unsteady as the machine's memory. torch's memory is aligned, and so
+    Otherwise every large tensor is new memory, a page at a time: a quarter of a training step's
+    processor time and more, and as unsteady as the machine's memory. torch's memory is aligned, and so
     comes back only with ``THP_MEM_ALLOC_ENABLE=1`` in the environment. Other C libraries are left
     as they are.
     """
