@@ -94,9 +94,9 @@ def kept_by_the_process() -> Iterator[None]:
     """Have glibc keep what is freed, as the allocators of GPUs do, and use it again.
 
     Otherwise every large tensor is new memory, a page at a time: a quarter of a training step's
-    processor time and more, and as unsteady as the machine's memory. torch's memory is aligned, and so
-    comes back only with ``THP_MEM_ALLOC_ENABLE=1`` in the environment. Other C libraries are left
-    as they are.
+    processor time and more, and as unsteady as the machine's memory. torch's memory is aligned,
+    and so comes back only with ``THP_MEM_ALLOC_ENABLE=1`` in the environment. Other C libraries
+    are left as they are.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
