@@ -101,7 +101,9 @@ def test_a_head_out_of_range(refused, train, models, circuit_file):
 def test_an_unknown_key_in_a_circuit(refused, train, circuit_file):
     file = circuit_file(behaviour="behavior")
     refused(
-        "ind.yaml: unknown key 'behavior'; did you mean 'behaviour'?", *train, f"circuit={file}"
+        r"ind.yaml:\d+: unknown key 'behavior'; did you mean 'behaviour'?",
+        *train,
+        f"circuit={file}",
     )
 
 

@@ -105,7 +105,9 @@ def test_red_says_which_check_and_which_head(run):
     assert "\x1b" not in found.stdout.str()
 
 
-def test_prompts_are_shown_once_for_a_circuit(run):
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_prompts_are_shown_once_for_a_circuit(ci, run, monkeypatch):
+    monkeypatch.setenv("CI", ci)  # where pytest's short summary is not cut
     text = run("damaged", base="base").stdout.str()
     assert len(re.findall(r"seed \d, prompt \d+: ", text)) == 3
 

@@ -115,6 +115,8 @@ class CheckItem(pytest.Item):
         shown: Any = super().repr_failure(excinfo, style)
         if isinstance(excinfo.value, pytest.fail.Exception) and self._explained:
             shown.toterminal = partial(_print, self._explained)
+            # Of this, in CI, pytest prints all lines in its short summary.
+            shown.reprcrash.message = self._explained.plain.splitlines()[0]
         return shown
 
     def add_outcome(self, report: pytest.TestReport) -> None:
