@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -139,6 +140,7 @@ def examination(session: pytest.Session) -> Examination:
         asked = session.config.stash[ASKED]
         assert asked.model is not None
         quiet()
+        _share_cores()
         plans = _plans(session.items, asked.base)
         made = Examination(plans, asked.model, asked.base, asked.tokenizer)
         try:
@@ -149,6 +151,13 @@ def examination(session: pytest.Session) -> Examination:
     if BROKEN in session.stash:
         pytest.fail(session.stash[BROKEN], pytrace=False)
     return session.stash[EXAMINATION]
+
+
+def _share_cores() -> None:
+    """Workers that take all cores each hold one another up; unless the user has said how many."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def load_base(path: str) -> Backend:
