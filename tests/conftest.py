@@ -224,10 +224,10 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page's text; in the end, nothing may have gone wrong or been asked for."""
+    """Opens a page's text, until `ready` is there; nothing may go wrong or be asked for."""
     contexts, wrong = [], []
 
-    def go(text, **settings):
+    def go(text, ready=".js-plotly-plot .main-svg", **settings):
         path = tmp_path / "report.html"
         path.write_text(text, encoding="utf-8")
         context = browser.new_context(**settings)
@@ -243,7 +243,7 @@ def opened(browser, tmp_path):
             ),
         )
         page.goto(path.as_uri())
-        page.locator(".js-plotly-plot .main-svg").last.wait_for()
+        page.locator(ready).last.wait_for()
         return page
 
     yield go

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +19,8 @@ from circuitkeep.bench.strategies_task import BATCH_ROWS, Task, TaskSettings, ba
 from circuitkeep.bench.strategies_trainer import strategy_of
 from circuitkeep.callbacks import CircuitPreservation
 from circuitkeep.capture import attach
+from circuitkeep.capture.checkpoints import load_checkpoint
+from circuitkeep.capture.models import save_model
 from circuitkeep.circuits import Head
 from circuitkeep.guard import follow
 from circuitkeep.penalties import EffectDrift
@@ -71,9 +73,16 @@ def fit(strategy, folder, rank, guard):
         max_epochs=1,
         default_root_dir=folder,
         use_distributed_sampler=False,
-        callbacks=[guard],
+        callbacks=[guard, Saved()],
     ).fit(task, DataLoader(TensorDataset(batches(2)[:, rank::2].flatten(0, 1)), BATCH_ROWS // 2))
     return task.recorded.steps
+
+
+class Saved(Callback):
+    """A checkpoint of the trained model, in shards where the weights are."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "trained.ckpt")
 
 
 def kept_at(path):
@@ -110,7 +119,8 @@ def state(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(state, tmp_path_factory):
+def trained(state, tmp_path_factory):
+    """The folder in which both processes have trained under each strategy."""
     folder = tmp_path_factory.mktemp("followed")
     torch.save(state[0], folder / "state.pt")
     for strategy in STRATEGIES:
@@ -125,7 +135,13 @@ def found(state, tmp_path_factory):
         for process in started:
             process.kill()
     assert codes == [0, 0], (folder / "stderr-0.txt").read_text()[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    save_model(Task(MODEL, seed=1).language_model, folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(trained):
+    return [torch.load(trained / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -155,6 +171,20 @@ def test_what_ablation_costs_the_base_is_what_it_costs_in_one_process(found, str
         kept = kept_at(process[strategy][3])
         assert_close(kept.rows.means, alone.rows.means)
         assert_close(kept.activations.effect, alone.activations.effect)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_their_shards_are_read(trained, strategy):
+    # All three train on the same rows with the same penalty.
+    base = trained / "base"
+    assert (trained / strategy / "trained.ckpt" / ".metadata").is_file()
+    before = load_checkpoint(base, base).state_dict()
+    whole = load_checkpoint(trained / "ddp" / "trained.ckpt", base).state_dict()
+    joined = load_checkpoint(trained / strategy / "trained.ckpt", base).state_dict()
+    for name, value in whole.items():
+        assert_close(joined[name], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(joined[name], value) for name, value in before.items())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,7 +100,9 @@ def _from_shards(path: Path, base: str | os.PathLike[str]) -> PreTrainedModel:
                 f"{tuple(item.size)} for {tuple(like.shape)}"
             )
         found[prefix + name] = torch.empty(item.size, dtype=like.dtype)
-    load(found, storage_reader=_Reader(path), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*the intent is to load in a single process")
+        load(found, storage_reader=_Reader(path), no_dist=True)
     _put(model, {key[len(prefix) :]: value for key, value in found.items()}, path, base)
     return model
 
