@@ -105,6 +105,7 @@ def test_other_errors_of_checkpoints(folder, tmp_path, tiny_model):
         load_checkpoint(path, folder)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*intent is to save")
 @pytest.mark.parametrize("tied", [False, True])
 def test_checkpoints_in_shards(tmp_path, tiny_model, tied):
     base = tmp_path / "base"
@@ -116,6 +117,7 @@ def test_checkpoints_in_shards(tmp_path, tiny_model, tied):
     assert fingerprint_model(load_checkpoint(path, base)) == fingerprint_model(trained)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*intent is to save")
 def test_shards_that_do_not_fit(folder, tmp_path, tiny_model):
     for number, (changes, message) in enumerate(
         [
@@ -130,6 +132,7 @@ def test_shards_that_do_not_fit(folder, tmp_path, tiny_model):
             load_checkpoint(path, folder)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*intent is to save")
 def test_an_index_that_would_run_code(folder, tmp_path, tiny_model):
     path = write_shards(tmp_path / "x.ckpt", Task(model=tiny_model("llama")))
     trap = tmp_path / "sprung"
