@@ -3,6 +3,7 @@ import torch
 from lightning import Callback, Trainer
 
 from circuitkeep.callbacks import CircuitGate, CircuitMonitor, CircuitPreservation, Constraint
+from circuitkeep.callbacks import gate as gate_module
 from circuitkeep.callbacks.periodic import Periodic
 from circuitkeep.capture.models import build_embedded
 from circuitkeep.circuits import Circuit, Head, Role
@@ -89,6 +90,16 @@ def test_stop_after_patience():
     assert trainer.global_step == 4, "a good one in between counts from the start again"
     assert gate.ended
     assert gate.tripped == {"repeats": f"{KEY} is 0.4, below 0.9, at step 4"}
+
+
+def test_a_tripped_gate_alerts(monkeypatch):
+    sent = []
+    monkeypatch.setattr(gate_module, "alert", lambda trainer, *told: sent.append(told))
+    with pytest.warns(UserWarning, match="the gate tripped"):
+        fit(CircuitGate(), [1.0, 0.5])
+    ((title, text, level),) = sent
+    assert (title, level) == ("Gate tripped: repeats", "ERROR")
+    assert text.startswith(f"{KEY} is 0.5, below 0.9, at step 1")
 
 
 def test_warn_goes_on_and_warns_anew():

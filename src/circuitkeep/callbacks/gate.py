@@ -181,7 +181,7 @@ class CircuitGate(Callback):
         if self.action == "roll_back" and self._kept is None:
             then = "the training ends here, with the weights that it has: no measurement was good"
         rank_zero_warn(f"the gate tripped: {found}; {then}")
-        alert(trainer, f"Gate tripped: {circuit}", f"{found} {then}", "ERROR")
+        alert(trainer, f"Gate tripped: {circuit}", f"{found}; {then}", "ERROR")
         if self.action == "strengthen":
             self._guards(trainer)[circuit].strengthen(self.factor)
         elif self.action != "warn":
