@@ -50,6 +50,14 @@ class Recorder(Logger):
             self.entries.append((step, metrics))
 
 
+class Turned(CausalLM):
+    """Its logits change sign after the first step; nothing else changes them."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            self.model.model.norm.weight.data.neg_()
+
+
 class Sharded(CausalLM):
     """Under FSDP 2."""
 
@@ -121,7 +129,7 @@ def test_asked_on_schedule_and_logged(tmp_path):
     recorder, asked, learner = Recorder(), harness(tmp_path), model()
     before = asked.evaluate(learner, words())
     callback = CapabilityEvals({}, 2, False, harness=asked, tokenizer=words())
-    fit(callback, CausalLM(learner, lr=0.1), recorder)
+    fit(callback, Turned(learner, lr=0.0), recorder)
     assert [step for step, _ in recorder.entries] == [0, 2]
     first, last = (entry for _, entry in recorder.entries)
     assert first == {
@@ -129,6 +137,8 @@ def test_asked_on_schedule_and_logged(tmp_path):
         "capability/words_chosen/acc_stderr": before["words_chosen"]["acc_stderr"],
     }
     assert callback.latest["words_chosen"]["acc"] == last["capability/words_chosen/acc"]
+    after = asked.evaluate(learner, words())
+    assert last["capability/words_chosen/acc"] == after["words_chosen"]["acc"]
     assert first != last
 
 
