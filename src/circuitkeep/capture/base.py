@@ -113,6 +113,16 @@ class Backend(ABC):
         finally:
             self._edits = [other for other in self._edits if other is not own]
 
+    @contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Run the model without the edits and captures that are open."""
+        outer = self._open, self._edits
+        self._open, self._edits = [], []
+        try:
+            yield
+        finally:
+            self._open, self._edits = outer
+
     def ablate(self, values: Mapping[Head, Edit]) -> AbstractContextManager[None]:
         """Replace the outputs (before W_O) of some heads in every forward pass.
 
@@ -146,10 +156,10 @@ class Backend(ABC):
         if not 0 <= layer <= self.n_layers:
             raise ValueError(f"layer {layer}: resume at a layer from 0 to {self.n_layers}")
         for captured in self._open:
-            skipped = [h.layer for h in captured.sites.heads] + [*captured.sites.resid]
-            if min(skipped, default=layer) < layer:
+            first = min(captured.sites.layers, default=layer)
+            if first < layer:
                 raise ValueError(
-                    f"a pass that resumes at layer {layer} cannot capture layer {min(skipped)}"
+                    f"a pass that resumes at layer {layer} cannot capture layer {first}"
                 )
         if self._extras is None:
             with torch.no_grad():
@@ -200,8 +210,8 @@ class Backend(ABC):
                     f"head {head} is outside the model, whose heads run from L0H0 to "
                     f"L{self.n_layers - 1}H{self.n_heads - 1}"
                 )
-        for layer in sites.resid:
-            if not -1 <= layer < self.n_layers:
+        for layer in (*sites.resid, *sites.mlps):
+            if not -(layer in sites.resid) <= layer < self.n_layers:
                 raise ValueError(
                     f"layer {layer} is outside the model, which has {self.n_layers} layers"
                 )

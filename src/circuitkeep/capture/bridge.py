@@ -57,11 +57,11 @@ class BridgeBackend(Backend):
         return int(self.model.cfg.n_ctx)
 
     def check_sites(self, sites: Sites) -> None:
-        """See `Backend.check_sites`; q, k and v are not captured here."""
+        """See `Backend.check_sites`; q, k, v and MLPs are not captured here."""
         super().check_sites(sites)
-        if sites.q or sites.k or sites.v:
+        if sites.q or sites.k or sites.v or sites.mlps:
             raise ValueError(
-                "q, k and v are captured and edited on Hugging Face models only, not on a "
+                "q, k, v and MLPs are captured and edited on Hugging Face models only, not on a "
                 "TransformerBridge; attach to the model itself instead of its bridge"
             )
 

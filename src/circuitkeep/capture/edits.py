@@ -28,6 +28,7 @@ class Edits:
         q, k, v: Per head, shape ``batch pos d``, after the rotation; the head's z is recomputed,
             other heads of the same key-value group keep theirs.
         resid: Per layer, after it, shape ``batch pos d_model``; -1 is what enters layer 0.
+        mlp: Per layer, what its MLP adds to the residual stream, shape ``batch pos d_model``.
     """
 
     z: Mapping[Head, Edit] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Edits:
     k: Mapping[Head, Edit] = field(default_factory=dict)
     v: Mapping[Head, Edit] = field(default_factory=dict)
     resid: Mapping[int, Edit] = field(default_factory=dict)
+    mlp: Mapping[int, Edit] = field(default_factory=dict)
 
     @property
     def sites(self) -> Sites:
@@ -47,6 +49,7 @@ class Edits:
             k=tuple(self.k),
             v=tuple(self.v),
             resid=tuple(self.resid),
+            mlp_out=tuple(self.mlp),
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -24,6 +25,7 @@ from circuitkeep.capture.base import (
     gather_queries,
     probe_mode,
 )
+from circuitkeep.capture.edits import edited
 from circuitkeep.capture.interface import (
     DISCOVERY,
     LISTENERS,
@@ -33,8 +35,9 @@ from circuitkeep.capture.interface import (
     attention_pattern,
     edited_output,
 )
+from circuitkeep.capture.mlps import MLP, find_mlps
 from circuitkeep.capture.resume import stream, with_stream
-from circuitkeep.capture.sites import Captured
+from circuitkeep.capture.sites import Captured, Sites
 from circuitkeep.circuits import Head
 
 _OUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
@@ -64,6 +67,15 @@ class HFBackend(Backend):
         self._layers = [_enclosing_layer(model, module) for module in self._attentions]
         self._indices: dict[tuple[Head, ...], Tensor] = {}
 
+    @cached_property
+    def mlps(self) -> list[MLP]:
+        """Where every layer's MLP reads and writes; found, and verified, when first asked for.
+
+        Raises:
+            ValueError: If it cannot be told; the message names the layer's class.
+        """
+        return find_mlps(self)
+
     @property
     def _blocks(self) -> Sequence[nn.Module]:
         return self._layers
@@ -77,6 +89,12 @@ class HFBackend(Backend):
     def context_length(self) -> int:
         """``max_position_embeddings`` of the config."""
         return self.model.config.get_text_config().max_position_embeddings
+
+    def check_sites(self, sites: Sites) -> None:
+        """See `Backend.check_sites`."""
+        super().check_sites(sites)
+        if sites.mlps:
+            _ = self.mlps
 
     def _logits(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " kept"] | None
@@ -94,6 +112,7 @@ class HFBackend(Backend):
         asked += [edits.sites for edits in self._edits]
         layers = {head.layer for sites in asked for head in sites.heads}
         resid = {layer for sites in asked for layer in sites.resid}
+        mlps = {layer for sites in asked for layer in sites.mlps}
         stop = self._stop_after()
         handles = [
             self._layers[layer].register_forward_hook(self._layer_hook(layer, layer == stop))
@@ -102,8 +121,11 @@ class HFBackend(Backend):
         if -1 in resid:
             first = self._layers[0]
             handles.append(first.register_forward_pre_hook(self._entry_hook, with_kwargs=True))
+        for layer in mlps:
+            read, written = partial(self._mlp_in, layer), partial(self._mlp_out, layer)
+            handles += self.mlps[layer].listen(read, written)
         for layer in layers:
-            ends = layer == stop and stop not in resid
+            ends = layer == stop and stop not in resid | mlps
             LISTENERS[self._attentions[layer]] = self._listener(layer, ends)
         try:
             with self._implementation():
@@ -181,6 +203,21 @@ class HFBackend(Backend):
 
     def _entry_hook(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         return with_stream(args, kwargs, self._stream(-1, stream(args, kwargs)))
+
+    def _mlp_in(self, layer: int, read: Float[Tensor, "batch pos d_model"]) -> None:
+        for captured in self._open:
+            if layer in captured.sites.mlp_in:
+                captured.mlp_ins[layer] = read
+
+    def _mlp_out(
+        self, layer: int, written: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        for edits in self._edits:
+            written = edited(written, edits.mlp.get(layer))
+        for captured in self._open:
+            if layer in captured.sites.mlp_out:
+                captured.mlp_outs[layer] = written
+        return written
 
     def _index(self, heads: tuple[Head, ...]) -> Int[Tensor, " head"]:
         if heads not in self._indices:

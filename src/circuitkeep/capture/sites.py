@@ -23,6 +23,9 @@ class Sites:
         q, k, v: Heads whose queries, keys and values (after the rotation) are wanted, at all
             positions; under grouped-query attention a head's keys and values are its group's.
         resid: Layers after which the residual stream is wanted; -1 is what enters layer 0.
+        mlp_in: Layers of which it is wanted what the MLP reads of the residual stream, before the
+            norm.
+        mlp_out: Layers of which it is wanted what the MLP adds to the residual stream.
         logits: Whether the unembedding must run.
     """
 
@@ -33,6 +36,8 @@ class Sites:
     k: tuple[Head, ...] = ()
     v: tuple[Head, ...] = ()
     resid: tuple[int, ...] = ()
+    mlp_in: tuple[int, ...] = ()
+    mlp_out: tuple[int, ...] = ()
     logits: bool = False
 
     @property
@@ -41,9 +46,19 @@ class Sites:
         return tuple(sorted({*self.pattern, *self.z, *self.result, *self.q, *self.k, *self.v}))
 
     @property
+    def mlps(self) -> tuple[int, ...]:
+        """Every layer of whose MLP something is asked."""
+        return tuple(sorted({*self.mlp_in, *self.mlp_out}))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that something is asked of; -1 for what enters the first."""
+        return tuple(sorted({*(head.layer for head in self.heads), *self.resid, *self.mlps}))
+
+    @property
     def last_layer(self) -> int:
         """The last layer that must run, if the logits are not asked for."""
-        return max([*(head.layer for head in self.heads), *self.resid], default=-1)
+        return max(self.layers, default=-1)
 
 
 @dataclass
@@ -64,6 +79,8 @@ class Captured:
     ks: dict[Head, Float[Tensor, "batch pos d_qk"]] = field(default_factory=dict)
     vs: dict[Head, Float[Tensor, "batch pos d_head"]] = field(default_factory=dict)
     resids: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
+    mlp_ins: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
+    mlp_outs: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
     logits: Float[Tensor, "batch pos vocab"] | None = None
 
     @property
@@ -85,6 +102,16 @@ class Captured:
     def resid(self) -> Float[Tensor, "batch layer pos d_model"]:
         """Residual stream after `Sites.resid`, in its order."""
         return self._stack("resid", self.resids, self.sites.resid)
+
+    @property
+    def mlp_in(self) -> Float[Tensor, "batch layer pos d_model"]:
+        """What the MLPs of `Sites.mlp_in` read, in its order."""
+        return self._stack("mlp_in", self.mlp_ins, self.sites.mlp_in)
+
+    @property
+    def mlp_out(self) -> Float[Tensor, "batch layer pos d_model"]:
+        """What the MLPs of `Sites.mlp_out` add, in its order."""
+        return self._stack("mlp_out", self.mlp_outs, self.sites.mlp_out)
 
     def _stack(self, name: str, values: Mapping, keys: Sequence) -> Tensor:
         missing = [key for key in keys if key not in values]
