@@ -20,7 +20,7 @@ def backend(request, tiny_model, as_bridge):
 @pytest.mark.parametrize("kind", [*KINDS, "gemma2"])
 def test_a_head_fed_with_its_own_inputs_changes_nothing(kind, tiny_model, tokens):
     backend = attach(tiny_model(kind))
-    everything = Sites(pattern=HEADS, q=HEADS, k=HEADS, v=HEADS, z=HEADS, resid=(-1, 0, 1))
+    everything = Sites(HEADS, HEADS, (), HEADS, HEADS, HEADS, (-1, 0, 1), (), (0, 1))
     with backend.capture(Sites(**{**vars(everything), "logits": True})) as own:
         logits = backend.forward(tokens)
     for name in ("pattern", "q", "k", "v", "z", "resid"):
@@ -29,6 +29,10 @@ def test_a_head_fed_with_its_own_inputs_changes_nothing(kind, tiny_model, tokens
         shuffled = {key: value.flip(0) for key, value in getattr(own, name + "s").items()}
         with backend.edit(Edits(**{name: shuffled})):
             assert not torch.allclose(backend.forward(tokens), logits, atol=1e-3), name
+    with backend.edit(Edits(mlp=own.mlp_outs)):
+        assert_close(backend.forward(tokens), logits, atol=1e-5, rtol=1e-5)
+    with backend.edit(Edits(mlp={1: lambda written: 2 * written})):
+        assert not torch.allclose(backend.forward(tokens), logits, atol=1e-4)
     assert torch.equal(backend.forward(tokens), logits)
 
 

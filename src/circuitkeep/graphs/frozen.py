@@ -120,7 +120,8 @@ def freeze(backend: Backend, tokens: Int[Tensor, " pos"]) -> FrozenPass:
         backend.capture(replace(sites, logits=True)) as captured,
     ):
         logits = backend.forward(tokens.to(backend.device)[None])
-    assert logits is not None and isinstance(backend, HFBackend)
+    assert logits is not None
+    assert isinstance(backend, HFBackend), "bridges refuse the MLPs' sites"
     weights = head_weights(backend, fold_norm=True)
     unembedding = token_weights(backend, fold_norm=True)
     wide = weights.W_O.dtype

@@ -101,7 +101,8 @@ class Graph:
             "model": self.model,
             "transcoder": self.transcoder,
         }
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        # Copies: tensors that share their memory are refused.
+        tensors = {name: getattr(self, name).clone() for name in _TENSORS}
         header = {"format": _FORMAT, "graph": json.dumps(about)}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=header)
