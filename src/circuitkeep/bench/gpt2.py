@@ -48,12 +48,27 @@ def build_subject(
     Raises:
         ValueError: If `d_model` cannot be divided among the heads.
     """
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(layers, heads, d_model, vocab, seed, device, context)
+        return Subject(model, attach(model), _bridge(model, vocab, device))
+
+
+def build_model(
+    layers: int,
+    heads: int,
+    d_model: int,
+    vocab: int,
+    seed: int,
+    device: torch.device,
+    context: int = CONTEXT,
+) -> GPT2LMHeadModel:
+    """The model alone; see `build_subject`."""
     config = gpt2_config(layers, heads, d_model, vocab, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config).eval()
-        model.to(device)  # pyright: ignore[reportArgumentType]
-        return Subject(model, attach(model), _bridge(model, vocab, device))
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    return model
 
 
 def gpt2_config(
