@@ -13,8 +13,10 @@ from torch import Tensor
 from circuitkeep.capture import Backend
 from circuitkeep.causal.ablation import MEAN
 from circuitkeep.causal.faithfulness import Knockouts
+from circuitkeep.checks.graphs import graph_evidence
 from circuitkeep.checks.plan import Plan
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit
+from circuitkeep.graphs.answers import Influences
 from circuitkeep.probes import ProbeBatch
 from circuitkeep.probing import probe_context
 
@@ -30,6 +32,7 @@ class Evidence:
         kept: Log-probability of the answers, in nats, with all heads but the circuit's ablated,
             beyond what it is with all of them ablated; None if no check asks for faithfulness.
         whole: The same with none ablated.
+        graphs: What influences each row's answer; None if no check asks for it.
     """
 
     measured: CircuitMeasurement
@@ -37,6 +40,7 @@ class Evidence:
     family: Int[Tensor, " row"]
     kept: Float[Tensor, " row"] | None = None
     whole: Float[Tensor, " row"] | None = None
+    graphs: tuple[Influences | None, ...] | None = None
 
 
 def make_rows(
@@ -68,8 +72,9 @@ def gather(plan: Plan, backend: Backend, rows: Sequence[ProbeBatch]) -> Evidence
     over them.
 
     Raises:
-        ValueError: If a head is outside the model, or the answers are as likely with all heads
-            ablated as with none, so that there is nothing to be faithful to.
+        ValueError: If a head is outside the model, the answers are as likely with all heads
+            ablated as with none, so that there is nothing to be faithful to, or the model cannot
+            be traced.
     """
     kinds = {check.kind for check in plan.checks}
     causal = bool({"causal", "retention"} & kinds)
@@ -91,6 +96,7 @@ def gather(plan: Plan, backend: Backend, rows: Sequence[ProbeBatch]) -> Evidence
         torch.cat([_family(batch) for batch in rows]),
         kept,
         whole,
+        None if plan.graph is None else graph_evidence(plan.graph, backend, rows),
     )
 
 

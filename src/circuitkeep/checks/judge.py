@@ -20,6 +20,7 @@ from circuitkeep.checks.plan import Check, Plan
 from circuitkeep.circuits import Head
 from circuitkeep.evals.migration import Migration, migration
 from circuitkeep.functional import mean_ratio_interval
+from circuitkeep.graphs.answers import overlaps
 
 
 def judge(plan: Plan, check: Check, now: Evidence, base: Evidence | None = None) -> Outcome:
@@ -48,7 +49,8 @@ def judge(plan: Plan, check: Check, now: Evidence, base: Evidence | None = None)
     else:
         value = (values.nanmean(1) / reference.nanmean(1)).mean().item()
         low, high = mean_ratio_interval(values, reference)
-    rows, verdict = values.shape[1], decide(low, high, check.threshold)
+    rows = int((~values.isnan()).any(0).sum()) if check.kind == "graph" else values.shape[1]
+    verdict = decide(low, high, check.threshold)
     undecided = verdict == Verdict.INCONCLUSIVE
     return Outcome(
         plan.circuit.name,
@@ -68,7 +70,7 @@ def judge(plan: Plan, check: Check, now: Evidence, base: Evidence | None = None)
 def bounded(plan: Plan, check: Check) -> bool:
     """Whether what is measured on a row lies between 0 and 1."""
     accuracy = plan.circuit.behaviour == "accuracy"
-    return check.kind == "score" or (check.kind == "behaviour" and accuracy)
+    return check.kind in ("score", "graph") or (check.kind == "behaviour" and accuracy)
 
 
 def weakest(plan: Plan, role: str, now: Evidence) -> Head:
@@ -98,6 +100,10 @@ def measured_values(
         assert now.whole is not None
         return now.kept[None], now.whole[None]
     assert base is not None
+    if check.kind == "graph":
+        assert now.graphs is not None
+        assert base.graphs is not None
+        return overlaps(now.graphs, base.graphs)[None], None
     if check.part == "identity":
         after, before = (one.measured.role_scores(plan.circuit) for one in (now, base))
         return torch.stack(list(after.values())), torch.stack(list(before.values()))
@@ -223,4 +229,6 @@ def _unit(plan: Plan, check: Check) -> str:
         }[plan.circuit.behaviour]
     if check.kind == "faithfulness":
         return "share of what all heads do that these do alone"
+    if check.kind == "graph":
+        return "of the influence on the answers, which both models' graphs share"
     return f"of the base's {check.part}"

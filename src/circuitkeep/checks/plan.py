@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from circuitkeep.checks.graphs import GraphTest, read_graph_test
 from circuitkeep.circuits import Circuit, CircuitError, did_you_mean
 from circuitkeep.probes import Probe, build_probe
 
@@ -18,7 +19,7 @@ RETAINED = 0.9
 """Of the base's value, where a base is given and nothing else is said."""
 SETTINGS = ("rows", "seeds")
 PER_ROLE = ("score", "replicates")
-KINDS = (*PER_ROLE, "causal", "behaviour", "faithfulness", "retention", "no_migration")
+KINDS = (*PER_ROLE, "causal", "behaviour", "faithfulness", "retention", "no_migration", "graph")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Check:
     @property
     def needs_base(self) -> bool:
         """Whether it compares with a base model."""
-        return self.kind in ("retention", "no_migration")
+        return self.kind in ("retention", "no_migration", "graph")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Plan:
         rows: Held-out rows per seed.
         seeds: Of the rows.
         checks: In the order in which they are run.
+        graph: How graphs are compared, if a check is about them.
     """
 
     circuit: Circuit
@@ -69,6 +71,12 @@ class Plan:
     rows: int
     seeds: tuple[int, ...]
     checks: tuple[Check, ...]
+    graph: GraphTest | None = None
+
+    def without_graph(self) -> Plan:
+        """Without the check of graphs, whose rows cost a hundred times those of the others."""
+        kept = tuple(check for check in self.checks if check.kind != "graph")
+        return replace(self, checks=kept, graph=None)
 
 
 def read_plan(
@@ -84,7 +92,8 @@ def read_plan(
     Args:
         circuit: With its `tests`: ``rows``, ``seeds``, and any of `KINDS`. ``score`` and
             ``retention`` map roles and kinds of retention to thresholds, ``replicates`` roles to
-            in how many seeds and families, or ``all``; ``no_migration`` is true or null.
+            in how many seeds and families, or ``all``; ``no_migration`` is true or null;
+            ``graph`` maps ``overlap`` to a threshold, see `GraphTest` for the rest.
         baseline: Name of a check -> its threshold.
         base: Whether there is a base model to compare with; checks that need one are left out
             otherwise.
@@ -114,12 +123,16 @@ def read_plan(
         checks.append(found.of("retention", part, RETAINED))
     if _wants_no_migration(circuit):
         checks.append(Check("no_migration", "", 0.0, "default"))
+    graph = read_graph_test(circuit)
+    if graph is not None:
+        checks.append(Check("graph", "", graph[0], "tests"))
     return Plan(
         circuit,
         probe,
         _rows(circuit),
         _seeds(circuit),
         tuple(one for one in checks if one is not None and (base or not one.needs_base)),
+        graph[1] if graph is not None and base else None,
     )
 
 

@@ -76,7 +76,8 @@ def measure_power(
     """Plant damage, and count which checks see it.
 
     Args:
-        plan: The checks, those that need a base among them: it is the unchanged model.
+        plan: The checks, those that need a base among them: it is the unchanged model. The check
+            of graphs is left out.
         backend: The model; its weights are put back bit for bit.
         tokenizer: Its tokenizer; None for probes of random tokens.
         reseeds: Draws of rows for the unchanged model.
@@ -99,6 +100,7 @@ def measure_power(
         )
     if sorted(set(losses)) != list(losses) or not losses or losses[0] <= 0:
         raise ValueError(f"losses must be shares above 0 that grow, got {list(losses)}")
+    plan = plan.without_graph()
     total = reseeds + directions * len(KINDS) * len(losses) * runs
     seeds = reseeded(reseeds, len(plan.seeds), seed)
     unchanged, verdicts = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def load_plan(path: str | os.PathLike[str], base: bool = False) -> Plan:
     pinned = baseline_path(path)
     thresholds = read_baseline(pinned).thresholds if pinned.is_file() else {}
     with located(path):
-        return read_plan(circuit, thresholds, base)
+        plan = read_plan(circuit, thresholds, base)
+        graph = None if plan.graph is None else plan.graph.beside(Path(path).parent)
+    return replace(plan, graph=graph)
 
 
 class Examination:
