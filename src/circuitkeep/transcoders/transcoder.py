@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,9 +143,26 @@ class CrossLayerTranscoder(nn.Module):
         shape = activations.shape[1:-1]
         out = [bias.expand(*shape, -1) for bias in self.b_dec]
         for layer, decoders in enumerate(self.W_dec):
+            # One product for all layers: slices of the decoders would cost as much as the products.
+            written = (activations[layer] @ decoders.flatten(1)).unflatten(-1, decoders.shape[1:])
             for place, target in enumerate(self.config.written(layer)):
-                out[target] = out[target] + activations[layer] @ decoders[:, place]
+                out[target] = out[target] + written[..., place, :]
         return torch.stack(out)
+
+    def decode_layer(
+        self, target: int, activations: Sequence[Float[Tensor, "*rest feature"]]
+    ) -> Float[Tensor, "*rest d_model"]:
+        """What stands for one layer's MLP output.
+
+        Args:
+            target: The layer.
+            activations: Those of all layers up to it.
+        """
+        out = self.b_dec[target].expand(*activations[target].shape[:-1], -1)
+        for layer, decoders in enumerate(self.W_dec):
+            if target in self.config.written(layer):
+                out = out + activations[layer] @ decoders[:, target - layer]
+        return out
 
     def forward(
         self, stream: Float[Tensor, "layer *rest d_model"]
