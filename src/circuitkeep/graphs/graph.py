@@ -103,7 +103,8 @@ class Graph:
         }
         # Copies: tensors that share their memory are refused.
         tensors = {name: getattr(self, name).clone() for name in _TENSORS}
-        header = {"format": _FORMAT, "graph": json.dumps(about)}
+        # One entry: of several, safetensors writes now one and now the other first.
+        header = {_FORMAT: json.dumps(about)}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=header)
 
@@ -117,12 +118,12 @@ class Graph:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
+                if _FORMAT not in header:
                     raise ValueError(f"{path} is no attribution graph ({_FORMAT})")
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"cannot read the graph {path}: {error}") from error
-        about = json.loads(header["graph"])
+        about = json.loads(header[_FORMAT])
         for name in ("tokens", "words", "logit_words"):
             about[name] = tuple(about[name])
         about["nodes"] = tuple(Node(*fields) for fields in about["nodes"])
