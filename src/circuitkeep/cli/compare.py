@@ -17,6 +17,7 @@ from circuitkeep.callbacks.wandb_report import publish_report, report_logger
 from circuitkeep.capture.models import has_tokenizer, load_tokenizer
 from circuitkeep.cli.settings import evaluation_data, find_circuit, harness_of
 from circuitkeep.compare.figures import check_figures, write_figures
+from circuitkeep.compare.graphs import GraphQuestion
 from circuitkeep.compare.measure import compare
 from circuitkeep.compare.progress import progress_bar
 from circuitkeep.compare.terminal import print_report
@@ -40,6 +41,7 @@ def run(config: DictConfig) -> None:
     check_tokenizers(checkpoints, tokenizer)
     if config.figures is not None:
         check_figures(config.figures)
+    graphs = _graphs(config.graphs)
     wandb = None if config.wandb is None else report_logger(config.wandb, config.output)
     with progress_bar(1 + len(checkpoints)) as progress:
         report = compare(
@@ -58,6 +60,7 @@ def run(config: DictConfig) -> None:
             probes=_plain(config.transfer.probes),
             origins=_plain(config.transfer.trained_on),
             harness=harness_of(config.evals),
+            graphs=graphs,
         )
     print_report(report)
     files = write_report(report, config.output)
@@ -143,6 +146,14 @@ def check_tokenizers(checkpoints: Mapping[str, str], tokenizer: Any) -> None:
                 f"checkpoint {name!r} ({path}) has another tokenizer than the base model: "
                 f"{other!r} is token {base[other]} of the base and {own.get(other)} here"
             )
+
+
+def _graphs(config: DictConfig) -> GraphQuestion | None:
+    if config.rows == 0:
+        if config.transcoder is not None:
+            raise ValueError("graphs.transcoder does nothing without graphs.rows: give a number")
+        return None
+    return GraphQuestion(config.rows, config.transcoder)
 
 
 def _plain(config: DictConfig | None) -> Any:

@@ -76,6 +76,11 @@ def _rows(checkpoint: CheckpointResult) -> Iterator[Row]:
     for dataset, values in checkpoint.capability.items():
         for quantity, value in values.items():
             yield dataset, "", "", quantity, value, NAN, NAN
+    for circuit, found in checkpoint.graphs.items():
+        yield circuit, "", "", "graph_shared", found.shared, *found.interval
+        yield circuit, "", "", "graph_other_prompts", found.other_prompts, NAN, NAN
+    if checkpoint.explained is not None:
+        yield "", "", "", "transcoder_explained_variance", checkpoint.explained, NAN, NAN
     for circuit, result in checkpoint.circuits.items():
         for kind in KINDS:
             share, (low, high) = retention(result, kind)

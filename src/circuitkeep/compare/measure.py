@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitkeep.capture import Backend, attach
 from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.circuits import Circuit
+from circuitkeep.compare.graphs import GraphQuestion
 from circuitkeep.compare.groups import check_groups, replicate_groups
 from circuitkeep.compare.heads import contributions, moved_heads, rankings
 from circuitkeep.compare.origins import trained_on
@@ -60,6 +61,7 @@ def compare(
     probes: Mapping[str, Mapping[str, Any]] | None = None,
     origins: Mapping[str, str] | None = None,
     harness: Harness | None = None,
+    graphs: GraphQuestion | None = None,
 ) -> Report:
     """Measure a base model and its checkpoints on the same held-out rows and data sets.
 
@@ -83,6 +85,7 @@ def compare(
         probes: Further probes of the circuits' heads; see `circuitkeep.compare.transfer.varied`.
         origins: Checkpoint -> what it was trained on, where no config beside it tells.
         harness: Tasks of lm-evaluation-harness; a checkpoint's answers are kept for the next time.
+        graphs: How the attribution graphs of answers are compared; not at all if None.
 
     Raises:
         FileNotFoundError: If a model is missing; before anything is measured.
@@ -124,7 +127,14 @@ def compare(
     before = _measure(backend, probed, batches)
     attended = [[pattern_of(backend, each, shown) for each in tokens]]
     result, methods = _result("base", base, backend, before, before, circuits, batches, datasets)
-    result = replace(result, tasks=_answered(harness, backend, tokenizer))
+    asked = {circuit.name: batches[circuit.name] for circuit in circuits}
+
+    def completed(result: CheckpointResult, backend: Backend) -> CheckpointResult:
+        traced = ({}, None) if graphs is None else graphs.result(backend, asked)
+        tasks = {} if harness is None else harness.evaluate(backend.model, tokenizer, keep=True)
+        return replace(result, tasks=tasks, graphs=traced[0], explained=traced[1])
+
+    result = completed(result, backend)
     results: dict[str, CheckpointResult] = {}
     kept: dict[str, dict[str, CircuitRows]] = {}
     for name, path in checkpoints.items():
@@ -135,7 +145,7 @@ def compare(
         _check_same_kind(backend, sizes, name, path)
         now = _measure(backend, probed, batches)
         measured, _ = _result(name, path, backend, now, before, circuits, batches, datasets)
-        results[name] = replace(measured, tasks=_answered(harness, backend, tokenizer))
+        results[name] = completed(measured, backend)
         kept[name] = _rows(now, probed)
         attended.append([pattern_of(backend, each, shown) for each in tokens])
     rows_of_base = _rows(before, probed)
@@ -165,13 +175,8 @@ def compare(
         )
         if len(probed) > 1
         else None,
+        graph_parts="" if graphs is None else graphs.parts,
     )
-
-
-def _answered(
-    harness: Harness | None, backend: Backend, tokenizer: Any
-) -> dict[str, dict[str, float]]:
-    return {} if harness is None else harness.evaluate(backend.model, tokenizer, keep=True)
 
 
 def _sizes(backend: Backend) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from circuitkeep.compare import attention, charts, over_steps, pareto, tasks, wording
+from circuitkeep.compare import attention, charts, graphs, over_steps, pareto, tasks, wording
 from circuitkeep.compare.heads import TOP
 from circuitkeep.compare.report import Report
 from circuitkeep.compare.transfer_chart import transfer_chart
@@ -51,6 +51,7 @@ def shown(report: Report) -> tuple[dict[str, Any], list[charts.Chart]]:
         "models": (report.base, *report.checkpoints),
         "wording": wording,
         "tasks": tasks,
+        "graphs": graphs,
         "number": number,
         "percent": percent,
         "signed": signed,

@@ -81,6 +81,23 @@ class CircuitResult:
 
 
 @dataclass(frozen=True)
+class GraphResult:
+    """What the attribution graphs of a checkpoint's answers have in common with the base's.
+
+    Attributes:
+        shared: Share of the influence on an answer, mean over prompts.
+        interval: Its 95% bootstrap interval over prompts.
+        other_prompts: The same with the base's graphs of other prompts.
+        rows: Prompts.
+    """
+
+    shared: float
+    interval: Interval
+    other_prompts: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class CheckpointResult:
     """One model: what it can do, and what each circuit kept.
 
@@ -89,6 +106,9 @@ class CheckpointResult:
             data has answers.
         tasks: Task of lm-evaluation-harness -> metric -> value; its standard error under
             ``METRIC_stderr`` where there is one.
+        graphs: Circuit -> how its answers come about, where that was asked.
+        explained: Share of the variance of its MLP outputs that the transcoder explains which the
+            graphs were made with; None without one.
     """
 
     name: str
@@ -96,6 +116,8 @@ class CheckpointResult:
     capability: Mapping[str, Mapping[str, float]]
     circuits: Mapping[str, CircuitResult]
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    graphs: Mapping[str, GraphResult] = field(default_factory=dict)
+    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +202,7 @@ class Report:
         replicates: Groups of checkpoints that differ in nothing but the seed; the others stand
             against the first.
         transfer: All that was probed, where that is more than one circuit under one probe.
+        graph_parts: What of the attribution graphs was compared; empty where they were not.
     """
 
     base: CheckpointResult
@@ -192,6 +215,7 @@ class Report:
     prompts: tuple[Prompt, ...] = ()
     replicates: tuple[ReplicateGroup, ...] = ()
     transfer: Transfer | None = None
+    graph_parts: str = ""
 
     @property
     def named_heads(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitkeep.compare.graphs import render_graphs
 from circuitkeep.compare.report import CheckpointResult, Report
 from circuitkeep.compare.tasks import render_tasks
 from circuitkeep.compare.terminal_tables import replicates_table, transfer_table
@@ -42,6 +43,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if said := moves(report, checkpoint):
             console.print(Text.assemble((checkpoint.name, "bold"), f": {said}"))
     further = [render_tasks(report)] if report.base.tasks else []
+    further += [render_graphs(report)] if report.graph_parts else []
     further += [replicates_table(report)] if report.replicates else []
     # With no further probe the first table says it all.
     if report.transfer and any(c.name not in report.circuits for c in report.transfer.columns):
