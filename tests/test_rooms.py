@@ -17,7 +17,7 @@ RANKS = {
     **dict.fromkeys(["circuits", "functional"], 0),
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
     **dict.fromkeys(["probing", "reference", "causal", "pages", "transcoders"], 2),
-    **dict.fromkeys(["evals", "graphs"], 3),
+    **dict.fromkeys(["evals", "graphs", "geometry"], 3),
     **dict.fromkeys(["scan", "compare", "tasks", "guard", "checks"], 4),
     **dict.fromkeys(["callbacks", "integrations", "watch", "sweeps", "nightly"], 5),
     "bench": 6,  # it measures the callbacks too
