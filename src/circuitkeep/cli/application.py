@@ -25,12 +25,15 @@ COMMANDS = {
     "demo": "train the embedded model, fine-tune it with and without a guard, and compare",
     "train": "fine-tune a model, guarding a circuit",
     "scan": "score every head of a model on the roles that a probe labels",
+    "geometry": "describe every head of a model as a transform of the residual stream",
     "survey": "lay the scans of several models side by side",
     "sweep": "report what the runs of a sweep (train -m) kept, and at what cost",
     "compare": "measure checkpoints side by side with their base model",
     "baseline": "pin what circuits score in files to review, check it, or update it",
     "test-power": "tell how often the tests of circuits are wrong, and what they detect",
     "nightly": "hold checkpoints to a suite of circuits, and to their own history",
+    "transcode": "train a transcoder that stands for a model's MLPs, or measure one",
+    "trace": "trace what a model says after a prompt back to its tokens, features and heads",
     "watch": "follow a running training in the browser",
     "wandb": "build a page at Weights & Biases of what a project's runs logged",
     "bench": "measure what circuitkeep claims, beside what one would use instead",
@@ -40,7 +43,9 @@ OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-
 MULTIRUN = {"-m", "--multirun"}
 
 _OPEN = ("evals.datasets.", "probe.aliases.")
-_FIRST = {"watch": "run", "wandb": "project"}
+_ACTIONS = {"baseline": ("write", "check", "update"), "transcode": ("train", "evaluate")}
+"""What the first word after a command chooses."""
+_FIRST = {"trace": "prompt", "watch": "run", "wandb": "project"}
 """The key that a first argument without a key is the value of."""
 
 
@@ -183,17 +188,27 @@ def _choice(command: str, overrides: Sequence[str]) -> list[str]:
     first, *rest = overrides or [""]
     if command == "sweep":
         return _sweep_folder(overrides)
-    if command == "baseline":
-        if re.fullmatch("write|check|update", first):
+    for named, actions in _ACTIONS.items():
+        if command == named and first in actions:
             return [f"action={first}", *rest]
-        if not first.startswith(("-", "action=")):
-            _fail(f"`circuitkeep baseline write`, `check` or `update`? got {first!r}")
-    if command in _FIRST and (os.path.exists(first) or re.match(r"[^-+~=][^=]*$", first)):
-        quoted = first.replace("'", "\\'")
-        return [f"{_FIRST[command]}='{quoted}'", *rest]
+        if command == named and not first.startswith(("-", "action=")):
+            choice = ", ".join(f"`{action}`" for action in actions[1:-1])
+            choice = ", ".join(filter(None, [f"`circuitkeep {named} {actions[0]}`", choice]))
+            _fail(f"{choice} or `{actions[-1]}`? got {first!r}")
+    # A prompt is any text that does not begin as an override does.
+    bare = r"(?![-+~]|[\w./@:]+=)" if command == "trace" else r"[^-+~=][^=]*$"
+    if command in _FIRST and overrides and (os.path.exists(first) or re.match(bare, first)):
+        return [f"{_FIRST[command]}={_quoted(first)}", *rest]
     if re.fullmatch(r"\w[\w-]*", first) and (config_directory() / command).is_dir():
         return [f"{command}={first}", *rest]
     return list(overrides)
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra reads it: what would end the quotes or begin an interpolation is escaped."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"
 
 
 def _sweep_folder(overrides: Sequence[str]) -> list[str]:
