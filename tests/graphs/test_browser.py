@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from circuitkeep.circuits import Head
 from circuitkeep.graphs import Node
-from circuitkeep.graphs.extras import Extras
+from circuitkeep.graphs.extras import Extras, HeadEdge, Reason
 from circuitkeep.graphs.features import Context, LogitEffects
 from circuitkeep.graphs.influence import input_shares, prune
 from circuitkeep.graphs.page import render_page
@@ -79,7 +80,7 @@ def test_pointing_tells_what_a_node_is(show, graph):
     contexts = {(1, 7): [Context((3, 4), (0.0, 1.5))]}
     effects = {(1, 7): LogitEffects(((5, 2.0),), ((6, -1.0),))}
     scores = (Score("completeness", "81%", "How much."),)
-    extras = Extras(scores, heads, contexts, effects, lambda token: f" w{token}")
+    extras = Extras(scores, heads, {}, contexts, effects, lambda token: f" w{token}")
     page = show(extras=extras)
     page.mouse.move(*at(page, place))
     told = page.locator("aside").inner_text()
@@ -107,6 +108,7 @@ def test_keys_do_what_the_pointer_does(show, graph):
     clear(page)
     canvas, name = page.locator("#graph"), page.locator("#node-name")
     last = len(graph) - 1
+    begun = page.evaluate("[camera.x, camera.y]")
     canvas.press("ArrowRight")  # begins at the likeliest output
     assert name.inner_text() == node_name(graph, last - 1)
     canvas.press("ArrowRight")
@@ -120,7 +122,10 @@ def test_keys_do_what_the_pointer_does(show, graph):
     assert name.inner_text().startswith("token")
     canvas.press("ArrowUp")
     assert name.inner_text().startswith(("L0 feature", "L0 error"))
-    scale = page.evaluate("camera.scale")
+    # All of it was in sight, so nothing moved.
+    scale, left = page.evaluate("[camera.scale, camera.x]")
+    assert left == pytest.approx(begun[0])
+    assert page.evaluate("camera.y") == pytest.approx(begun[1])
     canvas.press("+")
     assert page.evaluate("camera.scale") == pytest.approx(1.3 * scale)
     left = page.evaluate("camera.x")
@@ -152,6 +157,19 @@ def test_the_picture_moves_and_zooms_where_the_pointer_is(show, graph):
     for _ in range(60):
         page.locator("#graph").press("Shift+ArrowLeft")
     assert page.evaluate("camera.x < byId('graph').clientWidth - 20")
+
+
+def test_what_is_chosen_comes_into_sight(show, graph):
+    page = show()
+    for _ in range(7):
+        page.get_by_role("button", name="Zoom in").click()
+    page.get_by_label("search").fill("lily")
+    for place in (1, len(graph) - 2):
+        page.locator("#found .name", has_text=node_name(graph, place)).first.click()
+        x, y = at(page, place)
+        box = page.locator("#stage").bounding_box()
+        assert box["x"] < x < box["x"] + box["width"]
+        assert box["y"] < y < box["y"] + box["height"]
 
 
 def test_the_slider_says_how_many_edges_are_drawn(show, graph):
@@ -241,13 +259,36 @@ def test_errors_can_be_hidden(show, graph):
     assert page.get_by_label("error nodes").is_checked()
 
 
+def test_an_output_tells_its_heads_and_why_they_attend(show, graph):
+    reason = Reason(3.5, (("token", 1.0), ("L0 feature 5", -0.25)), (("L0H1", 0.5),))
+    edges = [
+        HeadEdge(Head(1, 3), 2, 1, 0.75, 0.4, reason),
+        HeadEdge(Head(0, 2), 2, 2, -0.5, 1.0),
+    ]
+    page = show(extras=Extras(head_edges={graph.nodes[-1]: edges}))
+    assert "What heads bring it" not in page.locator("#node").inner_text()
+    page.mouse.move(*at(page, len(graph) - 1))
+    (table,) = page.locator("#node table").all()[1:]
+    rows = table.locator("tbody tr").all_inner_texts()
+    assert [line.strip() for line in rows[0].splitlines() if line.strip()] == [
+        "L1H3",
+        "at “␣likes” (2), 40% of its attention on “␣Lily” (1)",
+        "as it scores +3.50 over the other keys",
+        "asked for by token +1.00, L0 feature 5 −0.25",
+        "offered by L0H1 +0.50",
+        "+0.75",
+    ]
+    assert "as it scores" not in rows[1]
+    assert rows[1].strip().endswith("−0.50")
+
+
 @pytest.mark.parametrize(("size", "scheme"), [("screen", "light"), ("telephone", "dark")])
 def test_hostile_tokens_are_text_and_nothing_is_cut_off(show, size, scheme):
     graph = replace(made_graph((HOSTILE,) * 3, (HOSTILE, f"{HOSTILE}2")), model=HOSTILE)
     effects = {(1, 7): LogitEffects(((5, 2.0),), ((6, -1.0),))}
     contexts = {(1, 7): [Context((5,) * 20, (1.0,) * 20)]}
     heads = {(graph.nodes[0], graph.nodes[-2]): [(HOSTILE, 1.0)]}
-    extras = Extras((), heads, contexts, effects, lambda token: HOSTILE)
+    extras = Extras((), heads, {}, contexts, effects, lambda token: HOSTILE)
     page = show(graph, extras, viewport=SIZES[size], color_scheme=scheme)
     page.get_by_label("search").fill("L1 #7")
     page.locator("#found .name").first.click()

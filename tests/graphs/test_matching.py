@@ -58,6 +58,8 @@ def test_silent_features_have_no_partner():
     assert found.active[0, 5]
     # 23 are active; the one whose copy is silent has to take another's.
     assert found.shares(0.99) == pytest.approx(22 / 23)
+    assert found.of_layer(0).shares(0.99) == pytest.approx(10 / 11)
+    assert found.of_layer(1).shares(0.99) == 1
     fewer = match_features(first, second[..., :4])
     assert (fewer.partner >= 0).sum() == 8
 

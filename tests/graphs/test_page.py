@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from circuitkeep.circuits import Head
 from circuitkeep.graphs import Node
-from circuitkeep.graphs.extras import Extras
+from circuitkeep.graphs.extras import Extras, HeadEdge, Reason
 from circuitkeep.graphs.features import Context, LogitEffects
 from circuitkeep.graphs.influence import input_shares, prune
 from circuitkeep.graphs.page import render_page
@@ -49,6 +50,7 @@ def test_what_else_is_known_reaches_its_node_and_edge():
     extras = Extras(
         explained(graph, prune(graph)),
         {(feature, logit): [("L1H2", 0.25), ("no head", -0.5)]},
+        {logit: [HeadEdge(Head(1, 2), 2, 1, 0.75, 0.5, Reason(2.0, (("token", 0.1),), ()))]},
         {(1, 7): [Context((3, 4), (0.0, 1.5))]},
         {(1, 7): LogitEffects(((5, 2.0),), ((3, -1.0),))},
         words.__getitem__,
@@ -64,8 +66,15 @@ def test_what_else_is_known_reaches_its_node_and_edge():
     assert heads == [["L1H2", 0.25], ["no head", -0.5]]
     assert data["nodes"][data["edges"]["source"][int(edge)]]["index"] == 7
     assert data["nodes"][data["edges"]["target"][int(edge)]]["word"] == "␣Lily"
+    ((place, edges),) = data["head_edges"].items()
+    reason = {"score": 2.0, "query": [["token", 0.1]], "key": []}
+    at = {"head": "L1H2", "query": 2, "key": 1, "value": 0.75, "attention": 0.5}
+    assert edges == [{**at, "reason": reason}]
+    assert data["nodes"][int(place)]["word"] == "␣Lily"
+    row = [">L1H2</th>", ">“␣likes” (2)</td>", ">“␣Lily” (1)</td>", ">50%</td>", ">+0.75</td>"]
+    assert re.search("<td[^>]*".join(map(re.escape, row)), page)
     for name in ("completeness", "replacement", "errors by layer"):
-        assert f">{name}</th>" in page
+        assert f">{name} <small>" in page
 
 
 def test_the_tables_tell_the_strongest(capsys):

@@ -37,7 +37,7 @@ def test_the_strongest_come_first():
         for node in graph.nodes
         if node.kind == "feature"
     }
-    extras = Extras(explained(graph, pruned), heads, {}, effects, lambda token: f" w{token}")
+    extras = Extras(explained(graph, pruned), heads, {}, {}, effects, lambda token: f" w{token}")
     text = printed(graph, extras)
     shares = input_shares(graph.edges)[len(graph) - 2]
     edges = rows_under(text, "Strongest edges into “␣Lily”")
@@ -48,7 +48,10 @@ def test_the_strongest_come_first():
         assert line.rstrip().endswith("L1H2 +0.25")
     influence = pruned.influence * graph.of_kind("feature")
     features = rows_under(text, "Most influential features")
-    assert node_name(graph, influence.argmax().item()) in features[0]
+    most = influence.argmax().item()
+    assert node_name(graph, most) in features[0]
+    # Of what is traced, which here has 0.45 + 0.225 of the probability.
+    assert f" {influence[most] / 0.675:.0%} " in features[0]
     assert features[0].rstrip().endswith("␣w5 ␣w6")
     for score in extras.scores:
         assert f"{score.name}" in text.split("How much the graph explains")[1]
@@ -65,7 +68,7 @@ def test_what_is_not_known_has_no_column():
 def test_tokens_are_no_markup(word):
     graph = made_graph((word, word, word), (word, word))
     effects = {(1, 7): LogitEffects(((5, 2.0),), ())}
-    text = printed(graph, Extras((), {}, {}, effects, lambda token: word), 40)
+    text = printed(graph, Extras((), {}, {}, {}, effects, lambda token: word), 40)
     shown = {"\x1b[31m": "\\u001b[31m", "\n": "↵"}.get(word, word)
     assert f"token “{shown}” (0)" in text
     assert f"Strongest edges into “{shown}”" in text

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from circuitkeep.bench.strategies import start_workers
 from circuitkeep.callbacks import AtomicCheckpointIO, ExactResume
@@ -251,6 +252,14 @@ def test_a_schedule_without_an_end_is_refused(tmp_path):
     own = task("jumprelu", total_steps=None)
     with pytest.raises(ValueError, match="the training has no end"):
         trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(own, datamodule=data(tmp_path))
+
+
+def test_activations_of_unknown_scale_are_refused(tmp_path):
+    own, loader = task(), DataLoader([0, 1], collate_fn=lambda _: batch())
+    with pytest.raises(ValueError, match="scales of the activations are not known"):
+        trainer(tmp_path).fit(own, loader, loader)
+    own.scales = ready().scales
+    trainer(tmp_path, max_steps=1).fit(own, loader, loader)
 
 
 @pytest.mark.parametrize(

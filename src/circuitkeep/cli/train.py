@@ -62,7 +62,7 @@ def train(config: DictConfig) -> pl.Trainer:
     task = construct(config.task, model=model, **reads_text)
     held = None if circuit is None else _controlled(circuit, model, config)
     callbacks = _rivals(config, held, tokenizer) + _callbacks(config, circuit, held, tokenizer)
-    trainer = _trainer(config, callbacks)
+    trainer = build_trainer(config, callbacks)
     with finished_runs(trainer):
         _fit(trainer, task, data, resume)
         if trainer.is_global_zero:
@@ -98,7 +98,8 @@ def guards(config: DictConfig) -> bool:
     return known and not nothing and config.callbacks.get("preservation") is not None
 
 
-def _trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(config: DictConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """The trainer and the loggers that the config asks for."""
     settings = {key: value for key, value in config.trainer.items() if key != "resume"}
     asked = f"trainer.accelerator={settings['accelerator']}, trainer.devices={settings['devices']}"
     try:

@@ -159,14 +159,11 @@ def _attention(
 
     if hold.startswith("all"):
         return {}, {head: held(head) for head in all_heads(run.backend)}
-    pattern: dict[Head, Edit] = {}
-    for head in all_heads(run.backend) if hold == "patterns" else sorted(cuts):
-        clean = frozen.patterns[head.layer, head.index]
-        cut = cuts.get(head)
-        if hold == "patterns":
-            pattern[head] = clean if cut is None else clean * cut
-        else:
-            pattern[head] = lambda own, cut=cut: own * cut
+    if hold == "patterns":
+        clean = {head: frozen.patterns[head.layer, head.index] for head in all_heads(run.backend)}
+        pattern: dict[Head, Edit] = {head: own * cuts.get(head, 1) for head, own in clean.items()}
+    else:
+        pattern = {head: lambda own, cut=cut: own * cut for head, cut in cuts.items()}
     return pattern, {head: lambda own, more=more: own + more for head, more in paths.items()}
 
 

@@ -32,6 +32,11 @@ class Matching:
         """
         return (self.correlation >= least).sum().item() / max(1, int(self.active.sum()))
 
+    def of_layer(self, layer: int) -> Matching:
+        """One layer's alone."""
+        one = slice(layer, layer + 1)
+        return Matching(self.partner[one], self.correlation[one], self.active[one])
+
     def labels(self, least: float = 0.0) -> dict[tuple[int, int], int]:
         """Numbers in the first by layer and number in the second, of pairs that correlate so.
 

@@ -1,9 +1,10 @@
 "use strict";
 /* Puts the page together. */
 
+const paper = matchMedia("print");
 const whenResized = () => {
   layOut(canvasRoom());
-  fit(false);
+  fit(paper.matches);
   redraw();
 };
 const whenColoursChange = () => {
@@ -18,9 +19,11 @@ setUpKeys(byId("graph"));
 setUpControls();
 readInks();
 new ResizeObserver(whenResized).observe(byId("stage"));
-for (const query of ["(prefers-color-scheme: dark)", "print"]) {
-  matchMedia(query).addEventListener("change", whenColoursChange);
-}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", whenColoursChange);
+paper.addEventListener("change", () => {
+  whenResized();
+  whenColoursChange();
+});
 // As many edges as can be told apart to begin with, and something in the subgraph.
 const first = Math.min(300, source.length);
 byId("edges").value = String(

@@ -8,11 +8,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkeep.graphs.extras import Extras
+from circuitkeep.graphs.extras import Extras, HeadEdge
 from circuitkeep.graphs.features import Feature
 from circuitkeep.graphs.graph import Graph
 from circuitkeep.graphs.influence import Pruned, input_shares
-from circuitkeep.graphs.wording import first_logit, node_name, strongest
+from circuitkeep.graphs.wording import first_logit, influences, node_name, position_name, strongest
 from circuitkeep.pages import number, percent, render, signed
 from circuitkeep.pages.attention import visible
 
@@ -69,12 +69,21 @@ def render_page(
         "top_logit": visible(graph.logit_words[0]),
         "most": [
             (names[place], percent(share), _activation(graph, place))
-            for place, share in strongest(pruned.influence * others, LISTED)
+            for place, share in strongest(influences(graph, pruned) * others, LISTED)
         ],
         "kept": (int(pruned.nodes.sum()), len(graph)),
         "kept_edges": (int(pruned.edges.sum()), int((graph.edges != 0).sum())),
         "has_heads": bool(extras.heads),
-        "number": number,
+        "head_edges": [
+            (
+                str(edge.head),
+                position_name(graph, edge.query),
+                position_name(graph, edge.key),
+                percent(edge.attention),
+                signed(edge.value, 2),
+            )
+            for edge in extras.head_edges.get(graph.nodes[first], ())[:LISTED]
+        ],
     }
     return render(
         here.with_name("page.html.j2"),
@@ -95,6 +104,7 @@ def _data(graph: Graph, pruned: Pruned, extras: Extras) -> dict[str, Any]:
     shown = pruned.nodes.nonzero()[:, 0].tolist()
     place_of = {place: index for index, place in enumerate(shown)}
     shares = input_shares(graph.edges)
+    reaching = influences(graph, pruned)
     targets, sources = pruned.edges.nonzero(as_tuple=True)
     score = shares[targets, sources] * (pruned.influence + graph.probabilities)[targets]
     order = score.argsort(descending=True, stable=True)
@@ -104,7 +114,7 @@ def _data(graph: Graph, pruned: Pruned, extras: Extras) -> dict[str, Any]:
     return {
         "layers": graph.n_layers,
         "words": [visible(word) for word in graph.words],
-        "nodes": [_node(graph, place, pruned.influence) for place in shown],
+        "nodes": [_node(graph, place, reaching) for place in shown],
         "edges": {
             "source": [place_of[source] for source, _ in ends],
             "target": [place_of[target] for _, target in ends],
@@ -116,6 +126,10 @@ def _data(graph: Graph, pruned: Pruned, extras: Extras) -> dict[str, Any]:
             str(at): [[name, _short(value)] for name, value in heads]
             for at, (source, target) in enumerate(ends)
             if (heads := extras.heads.get((graph.nodes[source], graph.nodes[target])))
+        },
+        "head_edges": {
+            str(place_of[graph.places[node]]): [_head_edge(edge) for edge in edges]
+            for node, edges in extras.head_edges.items()
         },
         "features": {
             f"{node.layer}_{node.index}": _reading((node.layer, node.index), extras)
@@ -140,6 +154,16 @@ def _node(graph: Graph, place: int, influence: Float[Tensor, " node"]) -> dict[s
         "influence": _short(influence[place].item()),
         "probability": _short(graph.probabilities[place].item()),
     }
+
+
+def _head_edge(edge: HeadEdge) -> dict[str, Any]:
+    told = {"head": str(edge.head), "query": edge.query, "key": edge.key}
+    told |= {"value": _short(edge.value), "attention": _short(edge.attention)}
+    if edge.reason is None:
+        return told
+    sides = ("query", edge.reason.query), ("key", edge.reason.key)
+    parts = {side: [[name, _short(value)] for name, value in found] for side, found in sides}
+    return {**told, "reason": {"score": _short(edge.reason.score), **parts}}
 
 
 def _reading(feature: Feature, extras: Extras) -> dict[str, Any]:

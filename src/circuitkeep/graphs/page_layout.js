@@ -111,10 +111,10 @@ const keepInSight = () => {
 const bringIntoSight = (place) => {
   const room = canvasRoom();
   const [x, y] = toScreen(place);
-  const out = (value, start, space) =>
-    value < start + 12 ? start + space / 4 - value
-      : value > start + space - 12 ? start + (3 * space) / 4 - value
-      : 0;
+  const out = (value, start, space) => {
+    if (value < start - 2) return start + space / 4 - value;
+    return value > start + space + 2 ? start + (3 * space) / 4 - value : 0;
+  };
   pan(out(x, EDGE.left, room.width), out(y, EDGE.top, room.height));
 };
 

@@ -118,6 +118,49 @@ const readingParts = (place) => {
   ];
 };
 
+const reasonParts = ({ score: over, query, key }) => {
+  const listed = (parts) => parts.map(([name, part]) => `${name} ${signed(part)}`).join(", ");
+  return [
+    element("small", {}, `as it scores ${signed(over)} over the other keys`),
+    element("small", {}, `asked for by ${listed(query)}`),
+    element("small", {}, `offered by ${listed(key)}`),
+  ];
+};
+const headParts = (place) => {
+  const listed = data.head_edges[place];
+  if (!listed || listed.length === 0) return [];
+  const token = (pos) => `“${words[pos]}” (${pos})`;
+  return [
+    element("h4", {}, "What heads bring it"),
+    element(
+      "table",
+      {},
+      element(
+        "tbody",
+        {},
+        listed.map(({ head, query, key, value, attention, reason }) =>
+          element(
+            "tr",
+            {},
+            element(
+              "th",
+              { scope: "row" },
+              head,
+              element(
+                "small",
+                {},
+                `at ${token(query)}, ${percent(attention)} of its attention on ${token(key)}`,
+              ),
+              reason ? reasonParts(reason) : "",
+            ),
+            element("td", { class: `figure ${value > 0 ? "more" : "less"}` }, signed(value)),
+          ),
+        ),
+      ),
+    ),
+  ];
+};
+
 const pathParts = (place) => {
   const end = nodes[place].kind === "logit" ? place : view.logit;
   if (end === null) return [];
@@ -176,7 +219,9 @@ const tell = (anew = false) => {
     ),
     ...readingParts(place),
     ...edgeTable("Strongest inputs", inputs[place], source, "of its inputs"),
-    ...edgeTable("Strongest outputs", outputs[place], target, "of theirs"),
+    ...(nodes[place].kind === "logit"
+      ? headParts(place)
+      : edgeTable("Strongest outputs", outputs[place], target, "of theirs")),
     ...pathParts(place),
   );
 };

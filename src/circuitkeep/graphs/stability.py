@@ -126,7 +126,8 @@ def compare(a: Shares, b: Shares) -> Overlap:
     numbers = [{key: at for at, key in enumerate(one.keys)} for one in (a, b)]
     both = [key for key in a.keys if key in numbers[1]]
     in_a, in_b = (torch.tensor([n[key] for key in both], dtype=torch.long) for n in numbers)
-    edges = _common(a.edges[in_a[:, None], in_a], b.edges[in_b[:, None], in_b], a.edges, b.edges)
+    common = (one.edges[at][:, at] for one, at in ((a, in_a), (b, in_b)))
+    edges = _common(*common, a.edges, b.edges)
     of_a, of_b = a.nodes[in_a], b.nodes[in_b]
     nodes = _common(of_a, of_b, a.nodes, b.nodes)
     shared = (of_a > 0) & (of_b > 0)

@@ -10,7 +10,7 @@ from rich.text import Text
 from circuitkeep.graphs.extras import Extras
 from circuitkeep.graphs.graph import Graph
 from circuitkeep.graphs.influence import Pruned, input_shares
-from circuitkeep.graphs.wording import first_logit, node_name, strongest
+from circuitkeep.graphs.wording import first_logit, influences, node_name, position_name, strongest
 from circuitkeep.pages import number, percent, signed
 from circuitkeep.pages.attention import visible
 
@@ -26,6 +26,8 @@ def tables(graph: Graph, pruned: Pruned, extras: Extras, top: int) -> Iterator[T
     """
     yield _outputs(graph)
     yield _inputs(graph, pruned, extras, top)
+    if extras.head_edges:
+        yield _head_edges(graph, extras, top)
     yield _nodes(graph, pruned, top)
     if (pruned.nodes & graph.of_kind("feature")).any():
         yield _features(graph, pruned, extras, top)
@@ -39,7 +41,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     """A plain table; the first `left` columns, and what is told of heads and tokens, are words."""
     table = Table(title=Text(title), title_justify="left", box=None, show_header=any(columns))
     for place, column in enumerate(columns):
-        is_text = place < left or column in ("through", "promotes")
+        is_text = place < left or column in ("through", "promotes", "at", "from")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     return table
 
@@ -67,9 +69,24 @@ def _inputs(graph: Graph, pruned: Pruned, extras: Extras, top: int) -> Table:
     return table
 
 
+def _head_edges(graph: Graph, extras: Extras, top: int) -> Table:
+    table = _table(
+        f"\nWhat heads bring “{visible(graph.logit_words[0])}”",
+        "head",
+        "logits",
+        "attention",
+        "at",
+        "from",
+    )
+    for edge in extras.head_edges[graph.nodes[first_logit(graph)]][:top]:
+        at, start = (Text(position_name(graph, pos)) for pos in (edge.query, edge.key))
+        table.add_row(str(edge.head), signed(edge.value, 2), percent(edge.attention), at, start)
+    return table
+
+
 def _nodes(graph: Graph, pruned: Pruned, top: int) -> Table:
     table = _table("\nMost influential nodes", "node", "influence")
-    others = pruned.influence * (pruned.nodes & ~graph.of_kind("logit"))
+    others = influences(graph, pruned) * (pruned.nodes & ~graph.of_kind("logit"))
     for place, share in strongest(others, top):
         table.add_row(Text(node_name(graph, place)), percent(share))
     return table
@@ -79,7 +96,7 @@ def _features(graph: Graph, pruned: Pruned, extras: Extras, top: int) -> Table:
     effects = extras.effects
     columns = ("feature", "influence", "activation", *(("promotes",) if effects else ()))
     table = _table("\nMost influential features", *columns)
-    features = pruned.influence * (pruned.nodes & graph.of_kind("feature"))
+    features = influences(graph, pruned) * (pruned.nodes & graph.of_kind("feature"))
     for place, share in strongest(features, top):
         node = graph.nodes[place]
         cells = [Text(node_name(graph, place)), percent(share)]

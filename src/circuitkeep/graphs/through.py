@@ -80,17 +80,17 @@ def edge_heads(
         raise ValueError(f"{missing[0]} is none of the graph's {len(graph)} nodes")
     writes = stream_writes(frozen, transcoder, graph)
     places = {writer: place for place, writer in enumerate(writes.writers)}
-    # A writer that writes nothing, as an error can, has no place.
-    sources = {
-        source: _spread(frozen, writes, places.get(node_writer(source, transcoder), -1))
-        for source, _ in edges
-    }
-    targets = {target: node_readout(frozen, transcoder, target) for _, target in edges}
-    pulled = {target: gradients(frozen, readout) for target, readout in targets.items()}
-    return [
-        _through(frozen, sources[source], targets[target], pulled[target])
-        for source, target in edges
-    ]
+    readouts = {target: node_readout(frozen, transcoder, target) for _, target in edges}
+    pulled = {target: gradients(frozen, readout) for target, readout in readouts.items()}
+    found = {}
+    # One source at a time: what it makes all heads write is large.
+    for source in dict.fromkeys(source for source, _ in edges):
+        # A writer that writes nothing, as an error can, has no place.
+        spread = _spread(frozen, writes, places.get(node_writer(source, transcoder), -1))
+        for edge in edges:
+            if edge[0] == source:
+                found[edge] = _through(frozen, spread, readouts[edge[1]], pulled[edge[1]])
+    return [found[edge] for edge in edges]
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def node_name(graph: Graph, place: int) -> str:
     node = graph.nodes[place]
     if node.kind == "logit":
         return f"output “{visible(graph.logit_words[place - first_logit(graph)])}”"
-    at = f"“{visible(graph.words[node.pos])}” ({node.pos})"
+    at = position_name(graph, node.pos)
     return {
         "embedding": f"token {at}",
         "feature": f"L{node.layer} feature {node.index} at {at}",
@@ -41,9 +41,19 @@ def node_name(graph: Graph, place: int) -> str:
     }[node.kind]
 
 
+def position_name(graph: Graph, pos: int) -> str:
+    """The token at a position."""
+    return f"“{visible(graph.words[pos])}” ({pos})"
+
+
 def first_logit(graph: Graph) -> int:
     """Where the likeliest logit is."""
     return len(graph) - len(graph.logit_words)
+
+
+def influences(graph: Graph, pruned: Pruned) -> Float[Tensor, " node"]:
+    """The share of the traced outputs' inputs that each node provides, over all paths."""
+    return pruned.influence / graph.probabilities.sum().clamp(min=1e-10)
 
 
 def strongest(values: Float[Tensor, " place"], most: int) -> list[tuple[int, float]]:
@@ -58,9 +68,10 @@ def explained(graph: Graph, pruned: Pruned) -> tuple[Score, ...]:
     into = input_shares(graph.edges)[first_logit(graph), is_error].sum().item()
     layers = torch.tensor([node.layer for node in graph.nodes])
     begins = pruned.influence * (is_error | graph.of_kind("embedding"))
+    lost = [begins[is_error & (layers == layer)].sum() for layer in range(graph.n_layers)]
     by_layer = [
-        f"L{layer}\N{NO-BREAK SPACE}{percent((begins[is_error & (layers == layer)].sum() / begins.sum()).item())}"
-        for layer in range(graph.n_layers)
+        f"L{layer}\N{NO-BREAK SPACE}{percent((one / begins.sum()).item())}"
+        for layer, one in enumerate(lost)
     ]
     return (
         Score(

@@ -52,10 +52,15 @@ def packed(patterns: UInt8[Tensor, "*head pair"]) -> str:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as readable text: signs for blanks, escapes for what has no shape of its own.
+    """A token as readable text, see `visible`. Without a text it is the token's number."""
+    return visible(token_string(tokenizer, token))
 
-    ``␣`` is a blank, ``↵`` a line break, ``⇥`` a tab, ``\\xe2`` a byte that is part of a character,
-    ``\\u200b`` a character that is not printed. Without a text it is the token's number.
+
+def token_string(tokenizer: Any, token: int) -> str:
+    """A token as it stands in the text, its blanks included.
+
+    Bytes that are part of a character are single surrogates, as of ``surrogateescape``. Without a
+    text it is the token's number.
     """
     if tokenizer is None:
         return str(token)
@@ -63,15 +68,15 @@ def token_text(tokenizer: Any, token: int) -> str:
     if not piece:
         return f"#{token}"
     if token in tokenizer.all_special_ids:
-        return _visible(piece)
+        return piece
     byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
     if byte:
-        return _visible(_decoded(bytes.fromhex(byte[1])))
+        return _decoded(bytes.fromhex(byte[1]))
     if "Ġ" not in tokenizer.convert_tokens_to_string(["Ġ"]):  # pieces are spelled in bytes
         alphabet = _byte_alphabet()
         if all(sign in alphabet for sign in piece):
-            return _visible(_decoded(bytes(alphabet[sign] for sign in piece)))
-    return _visible(piece.replace("▁", " "))
+            return _decoded(bytes(alphabet[sign] for sign in piece))
+    return piece.replace("▁", " ")
 
 
 def _decoded(content: bytes) -> str:
@@ -79,7 +84,12 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Text with signs for blanks, and escapes for what has no shape of its own.
+
+    ``␣`` is a blank, ``↵`` a line break, ``⇥`` a tab, ``\\xe2`` a byte that is part of a character,
+    ``\\u200b`` a character that is not printed.
+    """
     return "".join(_SIGNS.get(sign) or _escaped(sign) for sign in text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,14 +25,6 @@ from circuitkeep.transcoders.loss import (
     sparsity,
 )
 from circuitkeep.transcoders.normalization import Scales, folded
-
-
-class HasScales(Protocol):
-    """What a data module must be able to say of its activations."""
-
-    def scales(self, normalized: bool) -> Scales:
-        """See `circuitkeep.transcoders.normalization.estimate_scales`."""
-        ...
 
 
 class TranscoderTask(FiniteLossModule):
@@ -160,9 +152,17 @@ class TranscoderTask(FiniteLossModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Take the scales from the data; a run that is resumed has them in its checkpoint."""
-        data: HasScales | None = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if data is not None and self.input_rms.isnan().any():
             self.scales = data.scales(self.transcoder.config.reads == "normalized")
+
+    def on_train_start(self) -> None:
+        """Refuse to train on activations of unknown scale."""
+        if self.input_rms.isnan().any():
+            raise ValueError(
+                "the scales of the activations are not known: train on an ActivationData, or set "
+                "the task's `scales`"
+            )
 
     def training_step(self, batch: Harvest, batch_idx: int) -> Float[Tensor, ""]:
         """Reconstruction, what keeps it sparse, and what keeps features alive."""
@@ -273,20 +273,22 @@ class TranscoderTask(FiniteLossModule):
         tokens = scores.shape[1] * self._processes()
         best = largest(scores.float(), k * tokens)
         if self._processes() > 1:
-            every = self.all_gather(best)
-            assert isinstance(every, Tensor)
-            best = largest(every.transpose(0, 1), k * tokens)
+            best = largest(self._from_all(best).transpose(0, 1), k * tokens)
         return best.min(dim=1).values.clamp(min=0)
 
     @torch.no_grad()
     def _count(self, active: Tensor) -> None:
         fired = (active > 0).any(1)
         if self._processes() > 1:
-            every = self.all_gather(fired)
-            assert isinstance(every, Tensor)
-            fired = every.any(0)
+            fired = self._from_all(fired).any(0)
         tokens = active.shape[1] * self._processes()
         self.idle_tokens.copy_((self.idle_tokens + tokens).masked_fill(fired, 0))
+
+    def _from_all(self, value: Tensor) -> Tensor:
+        """The values of all processes, of one shape."""
+        found = [torch.empty_like(value) for _ in range(self._processes())]
+        torch.distributed.all_gather(found, value.contiguous())
+        return torch.stack(found)
 
     def _processes(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size
