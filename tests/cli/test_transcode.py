@@ -123,6 +123,8 @@ def test_a_resumed_training_goes_on_in_its_run_of_wandb(train, monkeypatch, offl
 
 
 def test_a_folder_of_another_training_is_refused(train, monkeypatch):
+    # A training that never began is in nobody's way.
+    assert train("output=run", "k=17")[0] == 2
     with monkeypatch.context() as patch:
         cut_at(patch, 3)
         train("output=run")

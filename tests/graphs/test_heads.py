@@ -171,6 +171,8 @@ def test_strongest_edges_hold_the_share(case):
     everything = torch.cat([direct[None], edges]).sum().item()
     # Each path's influence is counted on each of its edges.
     assert direct.sum().item() == pytest.approx(1)
+    reached = (direct + edges.sum(0))[graph.heads]
+    torch.testing.assert_close(edges.sum(1), reached)  # heads pass on what reaches through them
     some = graph.strongest(0.5)
     held = sum(flow.influence for flow in some)
     assert 0.5 * everything <= held

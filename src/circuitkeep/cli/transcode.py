@@ -62,9 +62,8 @@ def _train(config: DictConfig) -> None:
     backend = attach(model)
     fingerprint = fingerprint_model(model)
     settings = _settings(config) | {"fingerprint": fingerprint}
-    last = output / "checkpoints" / "last.ckpt"
     _claim(output, settings)
-    config.trainer.resume = str(last) if last.is_file() else None
+    config.trainer.resume = str(_last(output)) if _last(output).is_file() else None
     bars = _Bars()
     data = _data(config, backend, tokenizer, bars)
     read, _ = run_once(backend, torch.zeros(1, 2, dtype=torch.long))
@@ -158,24 +157,27 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming what differs.
     """
-    path = output / "settings.json"
-    if path.is_file():
-        before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
-        now = dict(_flat(settings))
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
+    path, finished = output / "settings.json", (output / "report.json").is_file()
+    # One that ended before its first checkpoint left nothing to go on from, or to spoil.
+    if finished or _last(output).is_file():
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        old, new = dict(_flat(before)), dict(_flat(settings))
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
                 what = name.removeprefix("training.")
                 raise ValueError(
-                    f"{output} holds a training with {what}={before.get(name)}, and this one has "
-                    f"{now.get(name)}; choose another output"
+                    f"{output} holds a training with {what}={old.get(name)}, and this one has "
+                    f"{new.get(name)}; choose another output"
                 )
-        if (output / "report.json").is_file():
-            raise ValueError(f"{output} holds the same training, finished; choose another output")
-        return
-    if (output / "report.json").is_file():
-        raise ValueError(f"{output} holds a report of something else; choose another output")
+    if finished:
+        raise ValueError(f"{output} holds the same training, finished; choose another output")
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _last(output: Path) -> Path:
+    """The checkpoint that a training goes on from."""
+    return output / "checkpoints" / "last.ckpt"
 
 
 def _flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:

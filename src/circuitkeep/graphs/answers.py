@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitkeep.capture import Backend
 from circuitkeep.graphs.frozen import freeze
 from circuitkeep.graphs.heads import head_graph
-from circuitkeep.graphs.stability import shares
+from circuitkeep.graphs.influence import influence
 from circuitkeep.graphs.trace import trace
 from circuitkeep.graphs.writes import logit_readout
 from circuitkeep.probes import ProbeBatch
@@ -84,9 +84,10 @@ def _of_features(
     backend: Backend, tokens: Tensor, answer: int, transcoder: CrossLayerTranscoder
 ) -> Influences:
     graph = trace(backend, tokens.tolist(), transcoder, logits=[answer])
-    found = shares(graph, "positions")
-    pairs = zip(found.keys, found.nodes.tolist(), strict=True)
-    return {key: share for key, share in pairs if isinstance(key, tuple) and share > 0}
+    shares = influence(graph) * graph.of_kind("feature")
+    shares = shares / shares.sum().clamp(min=1e-30)
+    pairs = zip(graph.nodes, shares.tolist(), strict=True)
+    return {(node.layer, node.pos, node.index): share for node, share in pairs if share > 0}
 
 
 def _of_heads(backend: Backend, tokens: Tensor, answer: int) -> Influences:

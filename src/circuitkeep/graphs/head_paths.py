@@ -12,7 +12,7 @@ from circuitkeep.circuits import Head
 from circuitkeep.graphs.frozen import FrozenPass
 from circuitkeep.graphs.heads import head_reads
 from circuitkeep.graphs.writes import Readout, Writer, Writes, stream_writes
-from circuitkeep.transcoders.transcoder import CrossLayerTranscoder
+from circuitkeep.transcoders import CrossLayerTranscoder
 
 
 @dataclass(frozen=True)

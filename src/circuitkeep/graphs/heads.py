@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuitkeep.graphs.frozen import FrozenPass
 from circuitkeep.graphs.writes import Readout, Writer, Writes, gradients, stream_writes
-from circuitkeep.transcoders.transcoder import CrossLayerTranscoder
+from circuitkeep.transcoders import CrossLayerTranscoder
 
 _LARGEST = 2**27  # flows of 512 MiB in single precision
 

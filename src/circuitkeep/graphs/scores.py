@@ -20,7 +20,7 @@ from circuitkeep.capture.weights import head_weights
 from circuitkeep.circuits import Head
 from circuitkeep.graphs.frozen import FrozenPass
 from circuitkeep.graphs.writes import Writer, Writes, pulled, stream_writes
-from circuitkeep.transcoders.transcoder import CrossLayerTranscoder
+from circuitkeep.transcoders import CrossLayerTranscoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from circuitkeep.graphs.writes import (
     node_writer,
     stream_writes,
 )
-from circuitkeep.transcoders.transcoder import CrossLayerTranscoder
+from circuitkeep.transcoders import CrossLayerTranscoder
 
 
 @dataclass(frozen=True, eq=False)

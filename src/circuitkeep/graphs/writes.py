@@ -19,7 +19,7 @@ from torch import Tensor
 from circuitkeep.circuits import Head
 from circuitkeep.graphs.frozen import FrozenPass
 from circuitkeep.graphs.graph import Graph, Node
-from circuitkeep.transcoders.transcoder import CrossLayerTranscoder
+from circuitkeep.transcoders import CrossLayerTranscoder
 
 Kind = Literal["embedding", "head", "mlp", "feature", "error", "constant"]
 
