@@ -21,7 +21,7 @@ COMMON = ("steps=600", "features=512", "data.rows=1024", "trainer.enable_progres
 RUNS: dict[str, tuple[str, ...]] = {
     "batchtopk": (),
     "topk": ("activation=topk",),
-    "jumprelu": ("activation=jumprelu", "task.sparsity=0.02"),
+    "jumprelu": ("activation=jumprelu", "task.sparsity=0.008"),
     "per layer": ("cross_layer=false",),
     "normalized": ("reads=normalized",),
     "256 features": ("features=256",),
@@ -32,7 +32,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "k 7": ("k=7",),
     "k 28": ("k=28",),
     "revived": ("task.revive=0.03", "task.dead_after=50000"),
-    "jumprelu, sparser": ("activation=jumprelu", "task.sparsity=0.05"),
+    "jumprelu, sparser": ("activation=jumprelu", "task.sparsity=0.016"),
     "2048 features": ("features=2048",),
 }
 """What each run changes."""
