@@ -28,7 +28,7 @@ EXAMPLES = {
     "action": "`circuitkeep baseline write`, `check` or `update`",
     "base": "base=DIRECTORY",
     "project": "project=ENTITY/PROJECT, as in `circuitkeep wandb ENTITY/PROJECT`",
-    "prompt": "the text, as in `circuitkeep trace \"Once upon a time\"`",
+    "prompt": 'the text, as in `circuitkeep trace "Once upon a time"`',
     "run": "the run's output folder, as in `circuitkeep watch DIRECTORY`",
     "checkpoints": "checkpoints=[DIRECTORY,...] or checkpoints={NAME:DIRECTORY,...}",
     "circuits": "circuits=[FILE.yaml,...]",

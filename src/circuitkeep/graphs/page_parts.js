@@ -40,7 +40,6 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const { nodes, words } = data;
 const { source, target, weight, share, score } = data.edges;
 const quoted = (place) => `“${nodes[place].word}”`;
-const KINDS = { embedding: "token", feature: "feature", error: "error", logit: "output" };
 
 // What a node is called where there is room, and where there is little.
 const nameOf = (place) => {

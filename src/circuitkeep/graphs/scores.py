@@ -188,20 +188,22 @@ class HeadScores:
     ) -> tuple[tuple[Writer, ...], Float[Tensor, "writer d_head"]]:
         """What each writer adds to the query or key at a position; last the biases."""
         scale = self.sizes[side][pos]
-        gradient = self.frozen.embedding.new_zeros(
-            self.maps[side].shape[1], *self.frozen.embedding.shape
-        )
-        gradient[:, pos] = self.frozen.scales[self.head.layer, pos] * scale * self.maps[side].T
+        reader = self.frozen.scales[self.head.layer, pos] * scale * self.maps[side].T
         time = 2 * self.head.layer
         if follow:
-            gradients = pulled(self.frozen, gradient, time)
+            gradient = reader.new_zeros(len(reader), *self.frozen.embedding.shape)
+            gradient[:, pos] = reader
+            amounts = writes.read(pulled(self.frozen, gradient, time))
         else:
-            gradients = gradient[:, None].expand(-1, time + 1, -1, -1)
-        found = writes.per_writer(writes.read(gradients)).T
+            here = (writes.pos == pos) & (writes.times <= time)
+            amounts = reader.new_zeros(len(reader), len(here))
+            amounts[:, here] = reader @ writes.vectors[here].T
+        found = writes.per_writer(amounts).T
+        adds = found.any(1).tolist()
         kept = [
             place
             for place, writer in enumerate(writes.writers)
-            if found[place].any() and not (follow and writer.kind == "head")
+            if adds[place] and not (follow and writer.kind == "head")
         ]
         writers = tuple(writes.writers[place] for place in kept)
         # Of the head's own layer: biases of layers below are writers.
