@@ -14,6 +14,7 @@ transcoders and checkpoints. Prints Markdown tables; prompts that are there alre
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -132,6 +133,15 @@ def sample_prompts(backend: Backend, tokenizer: Any, count: int) -> list[Prompt]
     return found
 
 
+def fingerprint(*modules: torch.nn.Module) -> str:
+    """Of all weights, so that figures of other ones are never taken for these."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for value in module.state_dict().values():
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What is in a file; made and written first if it is not there."""
     if not path.is_file():
@@ -149,7 +159,7 @@ def faithfulness(
 ) -> None:
     """One file per prompt, then the tables."""
     transcoder = load_transcoder(options.transcoder)
-    folder = options.output / "faithfulness" / options.transcoder.name
+    folder = options.output / "faithfulness" / fingerprint(backend.model, transcoder)
 
     def one(prompt: Prompt) -> dict[str, Any]:
         tokens = torch.tensor(prompt.tokens)
@@ -189,12 +199,14 @@ def stability(
 ) -> None:
     """Across transcoders and checkpoints (a file per prompt), across prompts, then the tables."""
     transcoder = load_transcoder(options.transcoder)
-    folder = options.output / "stability" / options.transcoder.name
     checkpoints = {
         name: attach(load_model(Path(path)))
         for name, _, path in (pair.partition("=") for pair in options.checkpoints)
     }
     other = load_transcoder(options.other) if options.other else None
+    used = [backend.model, transcoder, *(model.model for model in checkpoints.values())]
+    used += [] if other is None else [other]
+    folder = options.output / "stability" / fingerprint(*used)
     matching = None
     rows = own_rows(backend, tokenizer, 128, 128, seed=777)
     if other is not None:

@@ -127,4 +127,4 @@ def test_every_world_is_measured_and_the_exact_graph_is_right():
     assert gap["features that switch"] < 1e-9
     assert gap["replacement"] < 1e-9
     assert gap["frozen attention"] > 1e-3
-    assert gap["all"] == pytest.approx(gap["frozen attention"])
+    assert gap["all of it"] == pytest.approx(gap["frozen attention"])

@@ -208,5 +208,5 @@ def test_other_mistakes_are_refused(exact):
     with pytest.raises(ValueError, match="without a transcoder"):
         run_effects(alone, [], replaced=True)
     other = attach(random_model("gpt2", 0, layers=2))
-    with pytest.raises(ValueError, match="3 layers of width 16, the model has 2"):
+    with pytest.raises(ValueError, match="3 layers of width 16, this model has 2"):
         clean_run(other, exact.transcoder, exact.frozen.tokens)

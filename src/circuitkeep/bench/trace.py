@@ -126,25 +126,38 @@ def trace_by_autograd(sources: Sources, batch: int) -> Float[Tensor, "target sou
     leaves, reads = _run(frozen, batch)
     for start in range(0, len(sources), batch):
         targets = torch.arange(start, min(start + batch, len(sources)))
-        rows = torch.arange(len(targets))
-        layers, pos = active.layer[targets], active.pos[targets]
-        asked = (reads[layers, rows, pos] * active.readers[targets]).sum()
+        # From the highest layer of the batch down, not from the top.
+        asked = torch.stack(
+            [
+                reads[layer][row, pos] @ reader
+                for row, (layer, pos, reader) in enumerate(
+                    zip(
+                        active.layer[targets].tolist(),
+                        active.pos[targets].tolist(),
+                        active.readers[targets],
+                        strict=True,
+                    )
+                )
+            ]
+        ).sum()
         gradients = torch.autograd.grad(asked, leaves, retain_graph=True, allow_unused=True)
-        for gradient, written in zip(gradients, sources.written, strict=True):
+        for gradient, written in zip(gradients[1:], sources.written, strict=True):
             if gradient is not None:
                 own = written.contributions(gradient[: len(targets)])
                 found[targets[:, None], written.features] += own
     return found
 
 
-def _run(
-    frozen: FrozenPass, batch: int
-) -> tuple[list[Tensor], Float[Tensor, "layer batch pos d_model"]]:
-    leaves = [out.expand(batch, -1, -1).clone().requires_grad_() for out in frozen.mlp_out]
-    stream = frozen.embedding.expand(batch, -1, -1)
+def _run(frozen: FrozenPass, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Embedding and MLP outputs, and what every MLP reads of the stream that they make."""
+    leaves = [
+        value.expand(batch, -1, -1).clone().requires_grad_()
+        for value in (frozen.embedding, *frozen.mlp_out)
+    ]
+    stream = leaves[0]
     reads = []
-    for layer, leaf in enumerate(leaves):
+    for layer, leaf in enumerate(leaves[1:]):
         after = stream + frozen.attend(layer, stream) + frozen.head_constants[layer]
         reads.append(stream if frozen.parallel[layer] else after)
         stream = after + leaf
-    return leaves, torch.stack(reads)
+    return leaves, reads

@@ -14,6 +14,7 @@ from circuitkeep.capture import Backend, Sites, probe_mode
 from circuitkeep.circuits import Head
 from circuitkeep.graphs.frozen import FrozenPass, freeze
 from circuitkeep.transcoders import CrossLayerTranscoder
+from circuitkeep.transcoders.replacement import check_fits
 
 C = TypeVar("C")
 
@@ -93,23 +94,16 @@ def clean_run(
         ValueError: If the transcoder is of another shape than the model, or the model's pass
             cannot be taken apart (see `circuitkeep.graphs.frozen.freeze`).
     """
+    if transcoder is not None:
+        check_fits(backend, transcoder)
     frozen = freeze(backend, tokens)
-    layers, width = len(frozen.mlp_in), frozen.mlp_in.shape[-1]
-    if transcoder is not None and (transcoder.config.n_layers, transcoder.config.d_model) != (
-        layers,
-        width,
-    ):
-        raise ValueError(
-            f"the transcoder is of {transcoder.config.n_layers} layers of width "
-            f"{transcoder.config.d_model}, the model has {layers} of width {width}"
-        )
     heads = all_heads(backend)
     with probe_mode(backend.model), backend.capture(Sites(v=heads)) as captured:
-        backend.forward(tokens[None])
+        backend.forward(frozen.tokens[None])
     values = torch.stack([captured.vs[head][0] for head in heads]).to(frozen.W_V)
     values = values.unflatten(0, (backend.n_layers, backend.n_heads))
     if transcoder is None:
-        activations = values.new_zeros(layers, len(tokens), 0)
+        activations = values.new_zeros(*frozen.mlp_in.shape[:2], 0)
         errors = torch.zeros_like(frozen.mlp_out)
     else:
         activations = transcoder.encode(frozen.mlp_in)

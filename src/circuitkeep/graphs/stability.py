@@ -126,8 +126,8 @@ def compare(a: Shares, b: Shares) -> Overlap:
     numbers = [{key: at for at, key in enumerate(one.keys)} for one in (a, b)]
     both = [key for key in a.keys if key in numbers[1]]
     in_a, in_b = (torch.tensor([n[key] for key in both], dtype=torch.long) for n in numbers)
-    common = (one.edges[at][:, at] for one, at in ((a, in_a), (b, in_b)))
-    edges = _common(*common, a.edges, b.edges)
+    in_both = [one.edges[at][:, at] for one, at in ((a, in_a), (b, in_b))]
+    edges = _common(in_both[0], in_both[1], a.edges, b.edges)
     of_a, of_b = a.nodes[in_a], b.nodes[in_b]
     nodes = _common(of_a, of_b, a.nodes, b.nodes)
     shared = (of_a > 0) & (of_b > 0)
