@@ -62,6 +62,14 @@ def print_faithfulness(records: Sequence[Mapping[str, Any]]) -> None:
     for score in ("replacement", "completeness"):
         values = torch.tensor([[record["scores"][score] for record in records]])
         print(f"{score} score: {mean_cell(values)}")
+    strong = [
+        (change["layer"] == 0, change["pos"] == len(record["prompt"]["tokens"]) - 1)
+        for record in records
+        for kind, change in zip(record["kinds"], record["interventions"], strict=True)
+        if kind == STRONG
+    ]
+    shares = torch.tensor(strong, dtype=torch.double).mean(0).tolist()
+    print("strongest features: {:.0%} in layer 0, {:.0%} at the last position".format(*shares))
     for among in (False, True):
         logits = "less the mean of the graph's logits" if among else "less the mean of all logits"
         for title, kinds in (("all interventions", None), ("features", features)):
