@@ -12,7 +12,6 @@ from circuitkeep.capture import Backend
 from circuitkeep.causal.one_by_one import Progress, counting, no_progress
 from circuitkeep.graphs.frozen import FrozenPass, freeze
 from circuitkeep.graphs.graph import Graph, Node
-from circuitkeep.graphs.influence import influence_of
 from circuitkeep.graphs.sources import Rows, Sources, find_sources
 from circuitkeep.transcoders import CrossLayerTranscoder
 
@@ -145,27 +144,44 @@ def _most_influential(
         As in https://github.com/decoderesearch/circuit-tracer.
     """
     tell = counting(progress, most)
-    features = len(sources)
-    # Features, then the logits; what else flows in counts in each row's sum.
-    edges = probabilities.new_zeros(features + len(chosen), features + len(chosen) + 1)
-    weights = probabilities.new_zeros(features + len(chosen) + 1)
-    weights[features:-1] = probabilities
-
-    def fill(targets: Tensor, rows: Rows) -> None:
-        edges[targets, :features] = rows.features
-        edges[targets, -1] = rows.errors.abs().sum((1, 2)) + rows.embeddings.abs().sum(1)
-
-    fill(torch.arange(features, features + len(chosen)), _logit_rows(sources, chosen))
-    kept = torch.zeros(features, dtype=torch.bool, device=weights.device)
-    while int(kept.sum()) < most:
-        square = torch.cat([edges, edges.new_zeros(1, edges.shape[1])])
-        scores = influence_of(square, weights)[:features].masked_fill(kept, -1)
-        best = scores.topk(min(batch, most - int(kept.sum()))).indices
+    # A row for each logit and each feature that has been traced, in `order`: of what flows in, the
+    # share of every feature. No more is held, however many features are active.
+    shares = probabilities.new_zeros(len(chosen) + most, len(sources))
+    shares[: len(chosen)] = _feature_shares(_logit_rows(sources, chosen))
+    order = chosen.new_zeros(0)
+    kept = torch.zeros(len(sources), dtype=torch.bool, device=shares.device)
+    while len(order) < most:
+        scores = _reaching(shares[: len(chosen) + len(order)], order, probabilities)
+        best = scores.masked_fill(kept, -1).topk(min(batch, most - len(order))).indices
         kept[best] = True
         for part in _by_layer(sources, best, batch):
-            fill(part, _feature_rows(sources, part))
+            start = len(chosen) + len(order)
+            shares[start : start + len(part)] = _feature_shares(_feature_rows(sources, part))
+            order = torch.cat([order, part])
         tell(len(best))
     return kept
+
+
+def _feature_shares(rows: Rows) -> Float[Tensor, "target feature"]:
+    others = rows.errors.abs().sum((1, 2)) + rows.embeddings.abs().sum(1)
+    size = rows.features.abs()
+    return size / (size.sum(1) + others).clamp(min=1e-10)[:, None]
+
+
+def _reaching(
+    shares: Float[Tensor, "row feature"],
+    order: Int[Tensor, " traced"],
+    probabilities: Float[Tensor, " logit"],
+) -> Float[Tensor, " feature"]:
+    """The influence of every feature, as far as paths run through features that were traced."""
+    nothing = torch.zeros_like(probabilities)
+    total = shares.new_zeros(shares.shape[1])
+    current = torch.cat([probabilities, shares.new_zeros(len(order))])
+    while current.any():
+        flow = current @ shares
+        total = total + flow
+        current = torch.cat([nothing, flow[order]])
+    return total
 
 
 def _graph(
