@@ -7,7 +7,7 @@ NAN = float("nan")
 def test_json_has_the_attributes_as_keys(report):
     content = json.loads(report.to_json())
     keys = ["base", "checkpoints", "circuits", "created", "command", "versions", "steps"]
-    assert list(content) == [*keys, "prompts", "replicates", "transfer"]
+    assert list(content) == [*keys, "prompts", "replicates", "transfer", "graph_parts"]
     assert [each["name"] for each in content["checkpoints"]] == [
         "unregularized",
         "patterns-only",
