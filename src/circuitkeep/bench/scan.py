@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -46,10 +46,6 @@ class ScanSuite(RaceSuite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "seed" and isinstance(value, int) and value < 1:
-                raise ValueError(f"bench.{field.name} must be at least 1, got {value}")
         if self.length >= CONTEXT:  # detect_head wants a place more
             raise ValueError(f"bench.length must be below {CONTEXT}, got {self.length}")
         if self.heads_per_layer is not None and self.heads_per_layer > self.heads:

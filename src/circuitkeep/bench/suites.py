@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class RaceSuite(Suite):
         device: ``cpu``, ``cuda`` or ``cuda:NUMBER``.
 
     Raises:
-        ValueError: If there are fewer rounds than `LEAST_REPEATS`.
+        ValueError: If there are fewer rounds than `LEAST_REPEATS`, or a number but the seed is
+            below 1.
     """
 
     repeats: int = LEAST_REPEATS
@@ -65,6 +66,10 @@ class RaceSuite(Suite):
                 f"bench.repeats={self.repeats}: a median and its range need at least "
                 f"{LEAST_REPEATS} rounds"
             )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "seed" and isinstance(value, int) and value < 1:
+                raise ValueError(f"bench.{field.name} must be at least 1, got {value}")
 
     @abstractmethod
     def races(self, device: torch.device) -> list[Race]:
