@@ -10,10 +10,12 @@ TINY = {"layers": 2, "heads": 2, "d_model": 16, "vocab": 40, "features": 24, "ac
 
 
 def test_both_find_the_same_edges():
-    suite = TraceSuite(length=6, batch=5, **TINY)
+    suite = TraceSuite(length=12, batch=5, **{**TINY, "d_model": 64})
     (race,) = suite.races(torch.device("cpu"))
+    assert race.work["ours_mflop"] > 0
+    assert race.work["autograd_mflop"] > 0
     (result,) = run_races([race], 1, torch.device("cpu"))
-    assert race.work["features"] == 2 * 6 * 3
+    assert race.work["features"] == 2 * 12 * 3
     assert result.largest > 1e-3
     assert result.differences["autograd"] < 1e-5 * max(1.0, result.largest)
 

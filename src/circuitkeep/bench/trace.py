@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from circuitkeep.bench.gpt2 import CONTEXT, build_model
+from circuitkeep.bench.memory import PeakMemory
 from circuitkeep.bench.race import Contender, Race
 from circuitkeep.bench.suites import RaceSuite
 from circuitkeep.capture import Backend, attach
@@ -61,8 +63,12 @@ class TraceSuite(RaceSuite):
         tokens = torch.randint(self.vocab, (self.length,), generator=generator).tolist()
         transcoder = self._transcoder(device)
         sources = find_sources(freeze(backend, torch.tensor(tokens, device=device)), transcoder)
-        work = {"tokens": self.length, "features": len(sources), "batch": self.batch}
         contenders = _contenders(backend, tokens, transcoder, self.batch)
+        work = {"tokens": self.length, "features": len(sources), "batch": self.batch}
+        del sources
+        for contender in contenders:
+            name = contender.name.split(":")[0]
+            work[f"{name}_mflop"], work[f"{name}_mib"] = _cost(contender, device)
         few = _contenders(backend, tokens[:4], transcoder, self.batch)
         return [
             Race("tracing a prompt", work, contenders, few, "an edge of the graph", tolerance=1e-3)
@@ -79,6 +85,18 @@ class TraceSuite(RaceSuite):
                 for decoders in made.W_dec:
                     decoders.normal_(std=self.d_model**-0.5)
         return made.to(device)
+
+
+@torch.no_grad()
+def _cost(contender: Contender, device: torch.device) -> tuple[int, int]:
+    """Millions of operations of matrix products, and MiB of tensors beyond those there before."""
+    with FlopCounterMode(display=False) as counter:
+        contender.run()
+    with PeakMemory(device) as before:
+        pass
+    with PeakMemory(device) as memory:
+        contender.run()
+    return counter.get_total_flops() // 10**6, (memory.bytes - before.bytes) // 2**20
 
 
 def _contenders(
