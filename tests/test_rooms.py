@@ -16,7 +16,7 @@ RANKS = {
     "files": -1,
     **dict.fromkeys(["circuits", "functional"], 0),
     **dict.fromkeys(["probes", "penalties", "capture"], 1),
-    **dict.fromkeys(["probing", "reference", "causal", "pages", "transcoders"], 2),
+    **dict.fromkeys(["probing", "reference", "causal", "manifolds", "pages", "transcoders"], 2),
     **dict.fromkeys(["evals", "graphs", "geometry"], 3),
     **dict.fromkeys(["scan", "compare", "tasks", "guard", "checks"], 4),
     **dict.fromkeys(["callbacks", "integrations", "watch", "sweeps", "nightly"], 5),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Int
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from circuitkeep.capture import Backend
 from circuitkeep.capture.sampling import sample_tokens, special_tokens
-from circuitkeep.circuits import Circuit, did_you_mean
-from circuitkeep.probes import Probe, ProbeBatch, ProbeContext, Split, build_probe
+from circuitkeep.circuits import Circuit, CircuitError, Manifold, did_you_mean
+from circuitkeep.probes import (
+    TEXT_VARIABLES,
+    Probe,
+    ProbeBatch,
+    ProbeContext,
+    Split,
+    build_probe,
+    text_variables,
+)
 
 
 def probe_context(backend: Backend, tokenizer: Any = None) -> ProbeContext:
@@ -64,7 +73,35 @@ def probe_rows(
                 f"{circuit.behaviour!r}" + did_you_mean(circuit.behaviour, probe.behaviours)
             )
     circuit.check_labels(probe.labels)
-    return probe.batch(probe_context(backend, tokenizer), split, rows, seed)
+    context = probe_context(backend, tokenizer)
+    batch = probe.batch(context, split, rows, seed)
+    return with_variables(batch, circuit.manifolds, context)
+
+
+def with_variables(
+    batch: ProbeBatch, manifolds: Iterable[Manifold], context: ProbeContext
+) -> ProbeBatch:
+    """Rows with the variables of the manifolds that their probe does not know itself.
+
+    Raises:
+        CircuitError: If a variable is neither known to the probe nor told by any text, or there is
+            no tokenizer to tell it.
+    """
+    found = dict(batch.variables)
+    for manifold in manifolds:
+        name = manifold.variable
+        if name in found:
+            continue
+        keys = ("manifolds", manifold.name, "variable")
+        known = (*batch.variables, *TEXT_VARIABLES)
+        if name not in known:
+            message = f"manifold {manifold.name!r}: unknown variable {name!r}"
+            raise CircuitError(message + did_you_mean(name, known), *keys)
+        try:
+            found |= text_variables([name], batch.tokens, batch.mask, context)
+        except ValueError as error:
+            raise CircuitError(f"manifold {manifold.name!r}: {error}", *keys) from error
+    return replace(batch, variables=found)
 
 
 def roles_of(probe: Probe, roles: Sequence[str] | None) -> list[str]:

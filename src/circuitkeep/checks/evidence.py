@@ -18,7 +18,7 @@ from circuitkeep.checks.plan import Plan
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit
 from circuitkeep.graphs.answers import Influences
 from circuitkeep.probes import ProbeBatch
-from circuitkeep.probing import probe_context
+from circuitkeep.probing import probe_context, with_variables
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def make_rows(
     plan.circuit.check_model(backend.n_layers, backend.n_heads)
     context = probe_context(backend, tokenizer)
     chosen = plan.seeds if seeds is None else seeds
-    return tuple(plan.probe.batch(context, "held_out", plan.rows, seed) for seed in chosen)
+    batches = (plan.probe.batch(context, "held_out", plan.rows, seed) for seed in chosen)
+    return tuple(with_variables(batch, plan.circuit.manifolds, context) for batch in batches)
 
 
 def gather(plan: Plan, backend: Backend, rows: Sequence[ProbeBatch]) -> Evidence:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from circuitkeep.circuits.errors import CircuitError, did_you_mean
+from circuitkeep.circuits.manifold import Manifold
 
 BEHAVIOURS = ("accuracy", "advantage_nats", "logit_difference")
 """How a circuit's behaviour may be scored; `circuitkeep.evals.behaviour` computes them."""
-
-
-class CircuitError(ValueError):
-    """What is wrong with a circuit, and where: the keys that lead to it in its file.
-
-    Attributes:
-        keys: From the outermost; a number is a place in a list.
-    """
-
-    def __init__(self, message: str, *keys: str | int) -> None:
-        super().__init__(message)
-        self.keys = keys
 
 
 @dataclass(frozen=True, order=True)
@@ -76,6 +66,7 @@ class Circuit:
         thresholds: Role -> what the score of each of its heads should not fall below on held-out
             rows; a scan suggests them. Roles may be missing.
         tests: What `pytest` holds the circuit to; see `circuitkeep.checks.read_plan`.
+        manifolds: What the geometry of the circuit is measured by; no two of one name.
     """
 
     name: str
@@ -85,6 +76,7 @@ class Circuit:
     source: str
     thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
     tests: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    manifolds: tuple[Manifold, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.roles or not all(role.heads for role in self.roles):
@@ -118,6 +110,11 @@ class Circuit:
                     f"{threshold}",
                     *("thresholds", role),
                 )
+        manifolds = [manifold.name for manifold in self.manifolds]
+        for name in manifolds:
+            if manifolds.count(name) > 1:
+                message = f"circuit {self.name!r}: manifold {name!r} stands twice"
+                raise CircuitError(message, "manifolds", name)
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -125,10 +122,10 @@ class Circuit:
         return tuple(sorted({head for role in self.roles for head in role.heads}))
 
     def check_model(self, n_layers: int, n_heads: int) -> None:
-        """Refuse heads that the model does not have.
+        """Refuse heads and layers that the model does not have.
 
         Raises:
-            ValueError: Naming the first head outside the model and the model's range.
+            CircuitError: Naming the first outside the model and the model's range.
         """
         for role in self.roles:
             for head in role.heads:
@@ -138,6 +135,13 @@ class Circuit:
                         f"model, whose heads run from L0H0 to L{n_layers - 1}H{n_heads - 1}",
                         *("roles", role.name, role.heads.index(head)),
                     )
+        for manifold in self.manifolds:
+            if manifold.layer >= n_layers:
+                raise CircuitError(
+                    f"circuit {self.name!r}, manifold {manifold.name!r}: layer {manifold.layer} is "
+                    f"outside the model, whose layers run from 0 to {n_layers - 1}",
+                    *("manifolds", manifold.name, "layer"),
+                )
 
     def check_labels(self, labels: Iterable[str]) -> None:
         """Refuse roles that the probe does not label.
@@ -157,7 +161,8 @@ class Circuit:
     def with_heads(self, heads: Mapping[str, Iterable[Head]], name: str) -> Circuit:
         """The same circuit under another name with other heads per role (for controls)."""
         roles = tuple(Role(role.name, tuple(heads[role.name])) for role in self.roles)
-        return Circuit(name, roles, self.probe, self.behaviour, self.source)
+        found = Circuit(name, roles, self.probe, self.behaviour, self.source)
+        return replace(found, manifolds=self.manifolds)
 
     def with_random_heads(self, n_heads: int, seed: int) -> Circuit:
         """A control: the same circuit with as many other heads in each layer, drawn at random.
@@ -184,10 +189,3 @@ class Circuit:
         """A control: the same circuit with every head of the model in every role."""
         every = [Head(layer, index) for layer in range(n_layers) for index in range(n_heads)]
         return self.with_heads({role.name: every for role in self.roles}, f"{self.name}-all")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest of `known`, or all of them if none is near."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

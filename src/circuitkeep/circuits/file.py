@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
-from circuitkeep.circuits.circuit import Circuit, CircuitError, Head, Role, did_you_mean
+from circuitkeep.circuits.circuit import Circuit, Head, Role
+from circuitkeep.circuits.errors import CircuitError, did_you_mean
+from circuitkeep.circuits.manifold import parse_manifolds
 from circuitkeep.files import replacing
 
 REQUIRED = ("name", "roles", "probe", "behaviour", "source")
-KEYS = (*REQUIRED, "thresholds", "tests")
+KEYS = (*REQUIRED, "thresholds", "manifolds", "tests")
 
 
 MOST_VALUES = 100_000
@@ -181,6 +183,7 @@ def parse_circuit(content: object) -> Circuit:
         content["source"],
         {str(role): float(value) for role, value in thresholds.items()},
         dict(tests),
+        parse_manifolds(content.get("manifolds", {})),
     )
 
 
@@ -213,7 +216,9 @@ def dump_circuit(circuit: Circuit) -> str:
         "probe": dict(circuit.probe),
         "behaviour": circuit.behaviour,
     }
-    for key, value in (("thresholds", circuit.thresholds), ("tests", circuit.tests)):
+    manifolds = {manifold.name: manifold.to_mapping() for manifold in circuit.manifolds}
+    optional = {"thresholds": circuit.thresholds, "manifolds": manifolds, "tests": circuit.tests}
+    for key, value in optional.items():
         if value:
             content[key] = dict(value)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

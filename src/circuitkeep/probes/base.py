@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 Split = Literal["train", "held_out"]
 """*train* probes feed the penalty, *held-out* probes every reported number."""
+
+NO_VALUE = -1
+"""In `ProbeBatch.variables`, at positions where a variable has no value."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class ProbeBatch:
             the context), row by row and answer by answer, for the advantage of the context.
         family: Which of the probe's templates a row comes from, where it has several kinds; what
             is found must hold in each.
+        variables: Whole numbers from 0 that the probe knows at positions, by name: how many
+            characters a line has so far, say; `NO_VALUE` where there is none.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -87,6 +92,7 @@ class ProbeBatch:
     distractor: Int[Tensor, " answer"] | None = None
     corrupted: ProbeBatch | None = None
     family: Int[Tensor, " batch"] | None = None
+    variables: Mapping[str, Int[Tensor, "batch pos"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -105,6 +111,7 @@ class ProbeBatch:
             distractor=None if self.distractor is None else self.distractor[kept],
             corrupted=None if self.corrupted is None else self.corrupted.select(rows),
             family=None if self.family is None else self.family[rows],
+            variables={name: values[rows] for name, values in self.variables.items()},
         )
 
     def to(self, device: torch.device | str) -> ProbeBatch:
@@ -120,6 +127,7 @@ class ProbeBatch:
             distractor=None if self.distractor is None else self.distractor.to(device),
             corrupted=None if self.corrupted is None else self.corrupted.to(device),
             family=None if self.family is None else self.family.to(device),
+            variables={name: values.to(device) for name, values in self.variables.items()},
         )
 
 
@@ -139,6 +147,11 @@ class Probe(ABC):
     @abstractmethod
     def behaviours(self) -> tuple[str, ...]:
         """Which of `circuitkeep.circuits.BEHAVIOURS` its answers allow."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """What its batches know at positions, beside what any row tells."""
+        return ()
 
     @property
     def effects(self) -> Mapping[str, Effect]:

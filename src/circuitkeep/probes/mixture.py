@@ -10,7 +10,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitkeep.probes.base import Effect, Probe, ProbeBatch, ProbeContext, Split
+from circuitkeep.probes.base import (
+    NO_VALUE,
+    Effect,
+    Probe,
+    ProbeBatch,
+    ProbeContext,
+    Split,
+)
 from circuitkeep.probes.build import build_probe
 from circuitkeep.probes.rows import check_request
 
@@ -51,6 +58,11 @@ class Mixture(Probe):
     def labels(self) -> tuple[str, ...]:
         """Every role that a member labels."""
         return tuple(dict.fromkeys(label for probe in self.members for label in probe.labels))
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Every variable that a member knows."""
+        return tuple(dict.fromkeys(name for probe in self.members for name in probe.variables))
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -107,7 +119,7 @@ def concatenate(parts: Sequence[ProbeBatch], labels: Sequence[str]) -> ProbeBatc
     """The rows of `parts` one after another, padded to one width.
 
     Distractors and corrupted rows are kept if all parts have them; a role of `labels` that a
-    part does not label has no target in its rows.
+    part does not label has no target in its rows, a variable that it does not know no value.
     """
     width = max(part.tokens.shape[1] for part in parts)
     parts = [_widen(part, width) for part in parts]
@@ -129,6 +141,10 @@ def concatenate(parts: Sequence[ProbeBatch], labels: Sequence[str]) -> ProbeBatc
         distractor=torch.cat(distractors) if len(distractors) == len(parts) else None,
         corrupted=concatenate(corrupted, ()) if len(corrupted) == len(parts) else None,
         family=_families(parts),
+        variables={
+            name: torch.cat([part.variables.get(name, _no_value(part)) for part in parts])
+            for name in dict.fromkeys(name for part in parts for name in part.variables)
+        },
     )
 
 
@@ -150,8 +166,13 @@ def _widen(part: ProbeBatch, width: int) -> ProbeBatch:
         tokens=pad(part.tokens, (0, extra)),
         mask=pad(part.mask, (0, extra)),
         targets={role: pad(t, (0, extra, 0, extra)) for role, t in part.targets.items()},
+        variables={n: pad(v, (0, extra), value=NO_VALUE) for n, v in part.variables.items()},
     )
 
 
 def _no_target(part: ProbeBatch) -> Bool[Tensor, "batch query key"]:
     return torch.zeros(*part.tokens.shape, part.tokens.shape[1], dtype=torch.bool)
+
+
+def _no_value(part: ProbeBatch) -> Int[Tensor, "batch pos"]:
+    return torch.full_like(part.tokens, NO_VALUE)
