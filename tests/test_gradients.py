@@ -12,15 +12,17 @@ import torch
 from torch.testing import assert_close
 
 from circuitkeep.capture import attach, probe_mode
-from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.circuits import Circuit, Head, Manifold, Role
 from circuitkeep.penalties import (
     AttributionDrift,
     BehaviourKL,
     CompositionDrift,
     EffectDrift,
+    GeometryDrift,
     HeadOutputDrift,
     HeadScoreFloor,
     HeadWeightDrift,
+    OVTransformDrift,
     PatternDivergence,
     Sum,
 )
@@ -36,6 +38,10 @@ GUARDED = Circuit(
     {"_target_": "circuitkeep.probes.RepeatedTokens"},
     "accuracy",
     "made up",
+    manifolds=(
+        Manifold("place", "position", 1, (1, 11)),
+        Manifold("below", "position", 0, (1, 11)),
+    ),
 )
 PROBE = RepeatedTokens(length=12, segment=(3, 4), prefix=(0, 1))
 # Which projections of the guarded layer a penalty reaches, by its documentation.
@@ -52,6 +58,7 @@ PENALTIES = {
     "behaviour": (BehaviourKL(), "qkvo"),
     "attribution": (AttributionDrift(), "qkvo"),
     "effect": (EffectDrift(), "qkvo"),
+    **{f"geometry-{kind}": (GeometryDrift(kind), "qkvo") for kind in ("shape", "rigid", "place")},
     "sum": (
         Sum({"pattern": PatternDivergence(), "output": HeadOutputDrift(), "kl": BehaviourKL()}),
         "qkvo",
@@ -128,7 +135,7 @@ def test_gradients_reach_what_they_should_and_nothing_else(
         assert touched == (x in reached), x
         assert below[x].grad.any(), f"{x} of the layer below, which the guarded heads read"
     # Heads that are not guarded: their own part of the weights stays out of it.
-    if name not in ("behaviour", "effect", "sum"):
+    if name not in ("behaviour", "effect", "sum") and not name.startswith("geometry"):
         assert not here["q"].grad[16:].any()
         assert not here["k"].grad[8:].any()
         if "v" in reached:
@@ -151,15 +158,24 @@ def test_both_backends_give_one_gradient(name, base, changed, reference, as_brid
         assert_close(one, other, atol=1e-7, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("penalty", "reached"),
+    [
+        (HeadWeightDrift(), "qkvo"),
+        (OVTransformDrift(), "vo"),
+        (OVTransformDrift("turned"), "vo"),
+    ],
+    ids=["weights", "ov-strict", "ov-turned"],
+)
 @pytest.mark.parametrize("bridged", [False, True], ids=["hf", "bridge"])
 def test_weights_reach_the_guarded_heads_and_nothing_else(
-    bridged, base, changed, reference, as_bridge
+    bridged, penalty, reached, base, changed, reference, as_bridge
 ):
-    penalty, model, was = HeadWeightDrift(), copy.deepcopy(changed), base
+    model, was = copy.deepcopy(changed), base
     if bridged:
         model, was = as_bridge(model), as_bridge(base)
     before = reference(penalty, attach(was))
-    assert value(penalty, attach(was), before).item() == 0
+    assert value(penalty, attach(was), before).item() == pytest.approx(0, abs=1e-14)
     backend = attach(model)
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -168,11 +184,12 @@ def test_weights_reach_the_guarded_heads_and_nothing_else(
     assert not calls, "weights need no pass"
     loss.backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert len(touched) == 4
+    assert len(touched) == len(reached)
     here, _ = projections(model)
     for x, own in {"q": 16, "k": 8, "v": 8}.items():
-        assert here[x].grad[:own].any(dim=1).all()
-        assert not here[x].grad[own:].any()
+        if x in reached:
+            assert here[x].grad[:own].any(dim=1).all()
+            assert not here[x].grad[own:].any()
     assert here["o"].grad[:, :16].any(dim=0).all()
     assert not here["o"].grad[:, 16:].any()
 

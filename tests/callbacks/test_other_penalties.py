@@ -1,4 +1,6 @@
-"""Penalties on weights, attribution, composition and effects in a real training."""
+"""Penalties on weights, attribution, composition, effects and geometry in a real training."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +10,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from circuitkeep.callbacks.preservation import CircuitPreservation
 from circuitkeep.capture import attach
 from circuitkeep.capture.weights import head_maps
-from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.circuits import Circuit, Head, Manifold, Role
 from circuitkeep.functional.weights import product_drift
 from circuitkeep.penalties import (
     AttributionDrift,
     CompositionDrift,
     EffectDrift,
+    GeometryDrift,
     HeadWeightDrift,
+    OVTransformDrift,
     PatternDivergence,
     Sum,
 )
@@ -27,6 +31,7 @@ CIRCUIT = Circuit(
     {"_target_": "circuitkeep.probes.RepeatedTokens", "length": 12, "segment": [3, 4]},
     "accuracy",
     "made up",
+    manifolds=(Manifold("place", "position", 0, (1, 11)),),
 )
 
 
@@ -88,12 +93,18 @@ def test_heads_drift_less_and_no_pass_is_added(kind, tiny_model, tmp_path):
     [
         (HeadWeightDrift(), 0),
         (CompositionDrift(), 0),
+        (OVTransformDrift(), 0),
+        (GeometryDrift(), 1),
         (AttributionDrift(), 1),
         (EffectDrift(), 2),
         (Sum({"weights": HeadWeightDrift(), "pattern": PatternDivergence()}), 1),
         (Sum({"effect": EffectDrift(), "pattern": PatternDivergence()}), 2),
+        (Sum({"shape": GeometryDrift(), "ov": OVTransformDrift("turned")}), 1),
     ],
-    ids=["weights", "composition", "attribution", "effect", "with-pattern", "effect-pattern"],
+    ids=[
+        *("weights", "composition", "ov", "geometry", "attribution", "effect"),
+        *("with-pattern", "effect-pattern", "geometry-ov"),
+    ],
 )
 def test_passes_per_step(penalty, passes, tiny_model, tmp_path):
     runs = [trained(tiny_model("gpt2"), tmp_path, 1.0, penalty, steps).runs for steps in (2, 6)]
@@ -105,8 +116,17 @@ def test_passes_per_step(penalty, passes, tiny_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("penalty", "guarding"),
-    [(CompositionDrift(), 1.0), (AttributionDrift(), 1.0), (EffectDrift(), 1.0)],
-    ids=["composition", "attribution", "effect"],
+    [
+        (CompositionDrift(), 1.0),
+        (OVTransformDrift(), 1.0),
+        (OVTransformDrift("turned"), 1.0),
+        (GeometryDrift("shape"), 10.0),
+        (GeometryDrift("rigid"), 1.0),
+        (GeometryDrift("place"), 0.5),
+        (AttributionDrift(), 1.0),
+        (EffectDrift(), 1.0),
+    ],
+    ids=["composition", "ov", "ov-turned", "shape", "rigid", "place", "attribution", "effect"],
 )
 def test_the_drift_is_less_than_without(penalty, guarding, tiny_model, tmp_path):
     base = attach(tiny_model("gpt2"))
@@ -127,3 +147,15 @@ def test_frozen_heads_are_refused(tiny_model, tmp_path):
         layer.self_attn.requires_grad_(False)
     with pytest.raises(ValueError, match="reaches no trainable parameter"):
         trained(model, tmp_path, 1.0)
+
+
+def test_a_circuit_without_manifolds_is_refused_at_once():
+    with pytest.raises(ValueError, match="holds manifolds, and circuit 'guarded' names none: add"):
+        CircuitPreservation(replace(CIRCUIT, manifolds=()), GeometryDrift())
+
+
+def test_a_manifold_without_a_shape_in_any_row_is_refused(tiny_model, tmp_path, monkeypatch):
+    few = Manifold("place", "position", 0, (1, 2), dimensions=1)
+    monkeypatch.setattr(f"{__name__}.CIRCUIT", replace(CIRCUIT, manifolds=(few,)))
+    with pytest.raises(ValueError, match=r"kind='shape'.* more than 2 points, of 3"):
+        trained(tiny_model("gpt2"), tmp_path, 1.0, GeometryDrift())

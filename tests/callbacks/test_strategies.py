@@ -28,7 +28,10 @@ QUICK = [
     Cell("bridge", "plain", "fsdp2"),
 ]
 OTHERS = [f"penalty: {name}" for name in PENALTIES if f"penalty: {name}" in SETTINGS]
-OF_WEIGHTS = ("penalty: weights", "penalty: composition", "penalty: weights and patterns")
+OF_WEIGHTS = tuple(
+    f"penalty: {name}"
+    for name in ("weights", "composition", "OV transforms", "weights and patterns")
+)
 # Every penalty, and those of weights where FSDP leaves the layers whole.
 QUICK += [
     Cell("llama", setting, strategy)
@@ -45,7 +48,7 @@ REFUSED = {
     Cell("bridge", "the model wrapped by itself", "fsdp"): "wrap its layers",
     Cell("llama", "heads shared out", "tp"): "2 of the model's 4 heads",
     **{
-        Cell("llama", setting, strategy): "(HeadWeightDrift, CompositionDrift), train by DDP"
+        Cell("llama", setting, strategy): "CompositionDrift, OVTransformDrift), train by DDP"
         for setting in OF_WEIGHTS
         for strategy in ("fsdp", "fsdp2")
     },

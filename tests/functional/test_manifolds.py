@@ -9,10 +9,9 @@ from torch.testing import assert_close
 from circuitkeep.functional.manifolds import (
     class_means,
     dimension,
-    drift_interval,
+    drift_of_products,
     fit_similarity,
     fourier_shares,
-    halves_drift,
     transform_drift,
     turning_angles,
 )
@@ -118,7 +117,7 @@ def test_drift_within_the_subspace(angle):
     assert found.log_scale.item() == pytest.approx(math.log(1.7), abs=1e-5)
     assert found.translation.item() == pytest.approx(0.25 * 4 / radius.item(), abs=1e-5)
     assert found.tilt.item() == pytest.approx(0, abs=1e-5)
-    assert found.residual.item() == pytest.approx(0, abs=1e-5)
+    assert found.shape.item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("angle", [0.01, 0.4, 1.2])
@@ -131,13 +130,13 @@ def test_a_tilted_subspace(angle):
     found = transform_drift(ring(), y, 4)
     assert found.tilt.item() == pytest.approx(angle, abs=1e-5)
     assert found.rotation.item() == pytest.approx(0, abs=1e-5)
-    assert found.residual.item() == pytest.approx(0, abs=1e-5)
+    assert found.shape.item() == pytest.approx(1, abs=1e-5)
 
 
 def test_another_shape_is_residual():
     x = ring(cycles=(1, 3))
     found = transform_drift(x, ring(cycles=(1, 5)), 4)
-    assert found.residual.item() > 0.05
+    assert found.shape.item() < 0.95
 
 
 def test_no_figure_depends_on_the_basis():
@@ -156,52 +155,39 @@ def test_more_dimensions_than_there_are():
         transform_drift(ring(), ring(), 0)
 
 
-def noisy(points, each, noise, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(len(points)).repeat_interleave(each)
-    draws = torch.randn(len(labels), points.shape[1], generator=generator, dtype=WIDE)
-    return points[labels] + noise * draws, labels
+def test_place_by_hand():
+    """Two points at -1 and 1 that move by 1 in all: one unit of two."""
+    x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    found = transform_drift(x, torch.tensor([[-1.0, 0.0], [1.0, 1.0]]), 1)
+    assert found.place.item() == pytest.approx(1 - 1 / 2)
+    assert found.shape.item() == pytest.approx(1)  # two points are always alike
+    assert found.translation.item() == pytest.approx(0.5)
+    assert found.log_scale.item() == pytest.approx(0.5 * math.log(1.25 / 1))
+    assert found.tilt.item() == pytest.approx(math.atan(0.5))
+    assert transform_drift(x, -x, 1).place.item() == pytest.approx(1 - 8 / 2)
 
 
-def test_halves_tell_what_noise_does():
+def test_several_at_once_are_each_by_itself():
+    x = torch.stack([ring(), ring(seed=1)])
+    y = 1.3 * torch.stack([turned(ring(), 0.5), ring(seed=2)]) + 0.1
+    both = transform_drift(x, y, 4)
+    for place in range(2):
+        for own, found in zip(transform_drift(x[place], y[place], 4), both, strict=True):
+            assert_close(own, found[place])
+
+
+def test_products_tell_what_points_do():
+    x, y = ring(), 1.3 * turned(ring(), 0.5) + 0.1 * ring(seed=7)
+    both = torch.cat([x, y])
+    for own, found in zip(
+        transform_drift(x, y, 4), drift_of_products(both @ both.T, 4), strict=True
+    ):
+        assert_close(own, found)
+
+
+def test_the_shape_is_what_the_fit_leaves():
     x = ring()
-    samples = noisy(x, 20, 0.3, 0)
-    null = halves_drift(*samples, 24, 4, draws=20, seed=0)
-    assert null.rotation.shape == (20,)
-    again = transform_drift(
-        class_means(*noisy(x, 10, 0.3, 1), 24), class_means(*noisy(x, 10, 0.3, 2), 24), 4
-    )
-    for own, drawn in zip(again, null, strict=True):
-        assert 0.3 * drawn.abs().min() <= own.abs() <= 3 * drawn.abs().max()
-    with pytest.raises(ValueError, match="two halves need two"):
-        halves_drift(*noisy(x, 1, 0.3, 0), 24, 4, draws=1, seed=0)
-
-
-def test_halves_are_even():
-    samples = noisy(torch.zeros(3, 2, dtype=WIDE) + torch.eye(3, 2, dtype=WIDE), 8, 0.0, 0)
-    null = halves_drift(*samples, 3, 2, draws=3, seed=0)
-    assert null.residual.abs().max() < 1e-9
-
-
-@pytest.mark.slow
-def test_intervals_cover_what_was_planted():
-    """95% intervals of a planted rotation and scale, in 100 sets of samples."""
-    x = ring()
-    y = 1.2 * turned(x, 0.3)
-    covered = torch.zeros(2)
-    for seed in range(100):
-        low, high = drift_interval(
-            noisy(x, 30, 0.3, 2 * seed), noisy(y, 30, 0.3, 2 * seed + 1), 24, 4, 100, seed=seed
-        )
-        covered[0] += low.rotation <= 0.3 <= high.rotation
-        covered[1] += low.log_scale <= math.log(1.2) <= high.log_scale
-    assert covered.min() >= 88, covered
-
-
-def test_an_interval_around_the_figure():
-    x = ring()
-    y = turned(x, 0.3)
-    low, high = drift_interval(noisy(x, 30, 0.2, 0), noisy(y, 30, 0.2, 1), 24, 4, 50)
-    assert low.rotation < 0.3 < high.rotation
-    assert high.rotation - low.rotation < 0.2
-    assert low.tilt <= high.tilt
+    generator = torch.Generator().manual_seed(1)
+    y = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=WIDE)
+    left = fit_similarity(x, y).residual
+    assert transform_drift(x, y, 4).shape.item() == pytest.approx(1 - left.item(), abs=1e-6)

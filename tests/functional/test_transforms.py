@@ -11,6 +11,10 @@ from circuitkeep.functional.transforms import (
     effective_rank,
     polar,
     principal_angles,
+    product_cosine,
+    recurrences,
+    spectrum_ranks,
+    squared_norm,
     subspace_overlap,
 )
 
@@ -142,3 +146,50 @@ def test_overlap_of_random_subspaces():
         for seed in range(300)
     ]
     assert sum(overlaps) / 300 == pytest.approx(5 / 40, abs=0.01)
+
+
+def test_cosine_and_size_of_planted_maps():
+    read, written = orthonormal(12, 3, 0), orthonormal(12, 3, 1)
+    one = factors(read, STRETCH, written)
+    # Of the second direction the sign is turned: 9 - 4 + .25 of 9 + 4 + .25.
+    other = factors(read, 5 * STRETCH * torch.tensor([1.0, -1.0, 1.0]), written, seed=8)
+    assert product_cosine(*one, *other).item() == pytest.approx(5.25 / 13.25)
+    assert squared_norm(*one).item() == pytest.approx(13.25)
+    assert product_cosine(*one, 0 * one[0], one[1]) == 0
+
+
+def test_ranks_of_a_planted_spectrum():
+    read, written = orthonormal(12, 3, 0), orthonormal(7, 3, 1)
+    share = STRETCH.square() / 13.25
+    found = spectrum_ranks(*factors(read, STRETCH, written))
+    for order, value in zip((2, 3, 4), found, strict=True):
+        assert value.item() == pytest.approx(math.log((share**order).sum()) / (1 - order))
+    alike = spectrum_ranks(*factors(read, torch.ones(3).double(), written))
+    assert_close(alike, torch.full((3,), math.log(3.0)).double())
+    assert spectrum_ranks(torch.zeros(4, 2), torch.zeros(2, 4)).tolist() == [0, 0, 0]
+
+
+def test_recurrences_of_copies_turns_and_shifts():
+    basis = orthonormal(12, 4, 0)
+    ones = torch.ones(4, dtype=torch.float64)
+    copy = recurrences(*factors(basis, ones, basis))
+    assert_close(copy, torch.ones(3).double())
+    against = recurrences(*factors(basis, ones, -basis))
+    assert_close(against, torch.tensor([-1.0, 1.0, 1.0]).double())
+    # By a right angle in two planes: twice is against, four times is as before.
+    turned = basis[:, [1, 0, 3, 2]] * torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
+    assert_close(
+        recurrences(*factors(basis, ones, turned)), torch.tensor([0.0, -1.0, 1.0]).double()
+    )
+    elsewhere = orthonormal(12, 8, 3)
+    away = recurrences(*factors(elsewhere[:, :4], ones, elsewhere[:, 4:]))
+    assert_close(away, torch.zeros(3).double(), atol=1e-12, rtol=0)
+    assert recurrences(torch.zeros(4, 2), torch.zeros(2, 4)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("figure", [spectrum_ranks, recurrences, squared_norm])
+def test_gradients_of_figures_are_right(figure):
+    a, b = factors(orthonormal(5, 3, 0), STRETCH, orthonormal(5, 3, 1))
+    assert torch.autograd.gradcheck(figure, (a.requires_grad_(), b.requires_grad_()))
+    kept = factors(orthonormal(5, 3, 4), STRETCH, orthonormal(5, 3, 5))
+    assert torch.autograd.gradcheck(lambda *m: product_cosine(*m, *kept), (a, b))

@@ -1,6 +1,5 @@
 """Heads as transforms: what is planted is found, and no number depends on the basis."""
 
-import copy
 import math
 from dataclasses import asdict
 
@@ -10,31 +9,9 @@ import torch
 from circuitkeep.capture import attach
 from circuitkeep.geometry import head_geometry
 
+from .conftest import rotated
+
 KINDS = ["gpt2", "llama", "qwen3", "neox", "mistral", "gemma2"]
-
-
-def rotated(model, seed=0):
-    """A Llama whose residual stream is turned; its norms have no gain."""
-    model = copy.deepcopy(model).double()
-    width = model.config.hidden_size
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    turn = torch.linalg.qr(draws).Q
-    with torch.no_grad():
-        inner = model.model
-        inner.embed_tokens.weight.copy_(inner.embed_tokens.weight @ turn)
-        if not model.config.tie_word_embeddings:
-            model.lm_head.weight.copy_(model.lm_head.weight @ turn)
-        for layer in inner.layers:
-            for name in ("q_proj", "k_proj", "v_proj"):
-                weight = getattr(layer.self_attn, name).weight
-                weight.copy_(weight @ turn)
-            for name in ("gate_proj", "up_proj"):
-                weight = getattr(layer.mlp, name).weight
-                weight.copy_(weight @ turn)
-            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
-                weight.copy_(turn.T @ weight)
-    return model
 
 
 def numbers(found):
@@ -44,16 +21,6 @@ def numbers(found):
         flat += [*values["ov"].values(), *values["qk"].values(), values["translation"]]
         flat += [*values["singular_values"], *(abs(complex(*v)) for v in values["eigenvalues"])]
     return flat
-
-
-@pytest.fixture
-def llama(tiny_model):
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0)
-    return model.double()
 
 
 def test_turning_the_stream_of_a_whole_model_changes_no_number(llama):

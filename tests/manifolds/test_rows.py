@@ -52,6 +52,7 @@ def by_hand(backend, batch, manifold):
 @pytest.mark.parametrize("manifold", [EARLY, LATE], ids=["early", "late"])
 def test_sums_and_means(backend, batch, manifold):
     rows = manifold_rows(backend, batch, [EARLY, LATE])[manifold.name]
+    assert not rows.sums.requires_grad
     expected = by_hand(backend, batch, manifold)
     everything = [v for by_row in expected.values() for vs in by_row.values() for v in vs]
     assert rows.squares == pytest.approx(sum(v.square().sum().item() for v in everything), rel=1e-5)

@@ -50,6 +50,19 @@ probe:
 behaviour: accuracy
 """
 
+MANIFOLDS = (
+    RIGHT
+    + """\
+  geometry: {place: {shape: 0.9}}
+manifolds:
+  place:
+    variable: position
+    layer: 1
+    values: [1, 12]
+    dimensions: 3
+"""
+)
+
 # What is wrong -> (the right text, what stands there instead, the line, words of the message).
 MISTAKES = {
     "no YAML": ("roles:\n", "roles: [\n", None, "not YAML"),
@@ -140,6 +153,32 @@ OF_TEMPLATES = {
     "a target backs up a list": ("to: A}", "to: A, backs_up: [x]}", 9, "backs_up must be a text"),
     "an answer without fillers": ("answer: A", "answer: Z", 8, "'Z' has no fillers"),
 }
+OF_MANIFOLDS = {
+    "geometry is a number": ("{place: {shape: 0.9}}", "0.9", 23, "'geometry' must map place"),
+    "geometry of nothing": ("{place: {", "{plac: {", 23, "did you mean 'place'"),
+    "geometry of no kind": ("{shape: 0.9}", "{shap: 0.9}", 23, "did you mean 'shape'"),
+    "geometry is a text": ("{shape: 0.9}", "{shape: much}", 23, "must be a share"),
+    "geometry is true": ("{shape: 0.9}", "true", 23, "must be a share"),
+    "geometry above 1": ("{shape: 0.9}", "{place: 1.5}", 23, "must be a share"),
+    "geometry is nan": ("{shape: 0.9}", ".nan", 23, "must be a share"),
+    "manifolds is a list": ("manifolds:\n  place:", "manifolds:\n- place:", 24, "'manifolds' must"),
+    "a manifold of blanks": ("  place:\n", "  a place:\n", 25, "letters, digits"),
+    "a manifold is a number": (
+        "  place:\n    variable: position\n    layer: 1\n    values: [1, 12]\n    dimensions: 3\n",
+        "  place: 3\n",
+        25,
+        "must map",
+    ),
+    "a manifold twice": ("  place:\n", "  place: {}\n  place:\n", 26, "stands twice"),
+    "unknown key of a manifold": ("    layer: 1", "    lager: 1", 27, "did you mean 'layer'"),
+    "no variable": ("    variable: position\n", "", 25, "'variable' is missing"),
+    "layer is a text": ("layer: 1", "layer: last", 27, "layer must be a whole number"),
+    "layer below -1": ("layer: 1", "layer: -2", 27, "layer must be a whole number"),
+    "values is a number": ("[1, 12]", "12", 28, "the first and the last"),
+    "values out of order": ("[1, 12]", "[12, 1]", 28, "the first and the last"),
+    "too many dimensions": ("dimensions: 3", "dimensions: 12", 29, "11 dimensions at most"),
+    "no dimensions": ("dimensions: 3", "dimensions: 0", 29, "dimensions must be a whole number"),
+}
 
 
 def broken(right, mistake):
@@ -154,6 +193,7 @@ def broken(right, mistake):
 FILES = {
     **{name: broken(RIGHT, mistake) for name, mistake in MISTAKES.items()},
     **{name: broken(TEMPLATES, mistake) for name, mistake in OF_TEMPLATES.items()},
+    **{name: broken(MANIFOLDS, mistake) for name, mistake in OF_MANIFOLDS.items()},
     "empty": ("", 1, "a circuit file holds the keys"),
     "a list": ("- a\n- b\n", 1, "a circuit file holds the keys"),
     "a text": ("circuit", 1, "a circuit file holds the keys"),
@@ -177,7 +217,7 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("right", [RIGHT, TEMPLATES])
+@pytest.mark.parametrize("right", [RIGHT, TEMPLATES, MANIFOLDS])
 def test_the_files_are_right_before_they_are_broken(tmp_path, right):
     path = write(tmp_path / "right.circuit.yaml", right)
     assert load_plan(path, base=True).checks

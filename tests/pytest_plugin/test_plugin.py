@@ -10,9 +10,10 @@ import torch
 
 import circuitkeep.pytest_plugin.items
 import circuitkeep.pytest_plugin.summary  # imported once, not anew by every run
+from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.capture.models import save_model
 from circuitkeep.checks import suite
-from circuitkeep.circuits import Head, Role, save_circuit
+from circuitkeep.circuits import Head, Manifold, Role, save_circuit
 from circuitkeep.pytest_plugin import SUFFIX
 
 pytest_plugins = "pytester"
@@ -310,3 +311,21 @@ def test_fixtures(run, pytester):
 def test_nothing_heavy_is_imported(pytester):
     pytester.makepyfile("import sys\ndef test_light(): assert 'torch' not in sys.modules")
     pytester.runpytest_subprocess("-p", "no:jaxtyping").assert_outcomes(passed=1)
+
+
+def test_manifolds_are_checked_beside_heads(run, folder, wired_circuit):
+    places = Manifold("places", "position", 0, (1, 12), 1, 3)
+    off = dict.fromkeys(("causal", "retention", "no_migration"))
+    tests = {"rows": 24, "seeds": [1], "geometry": {"places": {"place": 0.9}}, **off}
+    write(folder, replace(wired_circuit, manifolds=(places,)), tests)
+    run("base", "circuits", base="base").assert_outcomes(passed=1)
+    with torch.no_grad():
+        moved = load_checkpoint("base", "base")
+        moved.model.layers[0].self_attn.o_proj.weight.mul_(-3)
+    save_model(moved, folder / "moved")
+    found = run("moved", "circuits", base="base")
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(["*asked for at least 0.90: wired geometry[[]places.place] failed"])
+    found.stdout.fnmatch_lines(["*moved most, in units of the manifold's radius*"])
+    # Without a base there is nothing to compare with.
+    run("base", "circuits").assert_outcomes(skipped=1)

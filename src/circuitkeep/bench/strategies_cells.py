@@ -12,9 +12,11 @@ from circuitkeep.penalties import (
     BehaviourKL,
     CompositionDrift,
     EffectDrift,
+    GeometryDrift,
     HeadOutputDrift,
     HeadScoreFloor,
     HeadWeightDrift,
+    OVTransformDrift,
     PatternDivergence,
     Rehearsal,
     Sum,
@@ -32,6 +34,9 @@ PENALTIES: Mapping[str, Callable[[], Sum]] = {
     "effect": lambda: Sum({"effect": EffectDrift()}),
     "weights": lambda: Sum({"weights": HeadWeightDrift()}),
     "composition": lambda: Sum({"composition": CompositionDrift()}),
+    "OV transforms": lambda: Sum({"ov": OVTransformDrift()}),
+    "shape of manifolds": lambda: Sum({"shape": GeometryDrift("shape")}),
+    "place of manifolds": lambda: Sum({"place": GeometryDrift("place")}),
     "weights and patterns": lambda: Sum(
         {"weights": HeadWeightDrift(), "pattern": PatternDivergence()}
     ),

@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 
 from circuitkeep.bench.strategies_models import build_tiny, layers_of
 from circuitkeep.capture import find_model
-from circuitkeep.circuits import Circuit, Head, Role
+from circuitkeep.circuits import Circuit, Head, Manifold, Role
 
 BATCH_ROWS, BATCH_TOKENS, VOCAB = 8, 10, 32
 LEARNING_RATE = 0.05
@@ -45,6 +45,7 @@ def circuit(number: int) -> Circuit:
         },
         "accuracy",
         "made up for measuring",
+        manifolds=(Manifold("place", "position", number, (1, 11)),),
     )
 
 

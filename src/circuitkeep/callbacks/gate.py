@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from circuitkeep.callbacks.monitor import CircuitMonitor
 from circuitkeep.callbacks.preservation import CircuitPreservation
 from circuitkeep.callbacks.wandb_views import alert
-from circuitkeep.circuits import did_you_mean
+from circuitkeep.circuits import Circuit, did_you_mean
 
 ACTIONS = ("warn", "stop", "roll_back", "strengthen")
 EXIT_CODE = 3
@@ -40,7 +40,8 @@ class CircuitGate(Callback):
     Args:
         thresholds: What is measured -> its least value, of every circuit that the monitor has:
             ``identity_retention``, ``causal_retention``, ``behaviour_retention``, ``behaviour``,
-            ``causal_effect_nats``, or ``<role>/score``.
+            ``causal_effect_nats``, or ``<role>/score``; ``manifold/<manifold>/shape`` or
+            ``/place``, of those that have the manifold.
         action: One of the above.
         patience: Measurements in a row.
         factor: For ``strengthen``, above 1.
@@ -143,7 +144,7 @@ class CircuitGate(Callback):
         assert self._monitor is not None
         below = {}
         for circuit in self._monitor.circuits:
-            if found := self._too_low(circuit.name, values):
+            if found := self._too_low(circuit, values):
                 below[circuit.name] = found
         self._below = {name: self._below.get(name, 0) + 1 for name in below}
         for name, found in below.items():
@@ -154,11 +155,13 @@ class CircuitGate(Callback):
         if not below and self.action == "roll_back":
             self._keep(trainer)
 
-    def _too_low(self, circuit: str, values: Mapping[str, float]) -> str:
+    def _too_low(self, circuit: Circuit, values: Mapping[str, float]) -> str:
         """What of a circuit is below its threshold, in words; empty if nothing is."""
         found = []
         for key, least in self.thresholds.items():
-            name = f"circuit/{circuit}/{key}"
+            if key.startswith("manifold/") and self._is_of_others(key, circuit):
+                continue
+            name = f"circuit/{circuit.name}/{key}"
             if name in values:
                 self._measured.add(name)
                 if values[name] < least:
@@ -169,6 +172,13 @@ class CircuitGate(Callback):
                 near = did_you_mean(name, values)
                 raise ValueError(f"CircuitGate: {name} is not measured{near}")
         return " and ".join(found)
+
+    def _is_of_others(self, key: str, circuit: Circuit) -> bool:
+        """Whether other circuits of the monitor have the manifold that a threshold is for."""
+        assert self._monitor is not None
+        name = key.split("/")[1]
+        owners = [one for one in self._monitor.circuits if name in (m.name for m in one.manifolds)]
+        return bool(owners) and circuit not in owners
 
     def _trip(self, trainer: Trainer, circuit: str, found: str) -> None:
         self.tripped[circuit] = found

@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from circuitkeep.callbacks.base_state import load_base, save_base
+from circuitkeep.callbacks.base_state import Points, load_base, save_base
 from circuitkeep.callbacks.head_history import HeadHistory
 from circuitkeep.callbacks.periodic import Periodic, steps_taken, tell_loggers
 from circuitkeep.callbacks.wandb_views import WandbViews, alert
@@ -23,6 +23,8 @@ from circuitkeep.circuits import Circuit
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit, retention
 from circuitkeep.evals.migration import migration
 from circuitkeep.guard.subject import as_circuit, tokenizer_of
+from circuitkeep.manifolds import manifold_rows
+from circuitkeep.manifolds.drift import drift_values
 from circuitkeep.probes import ProbeBatch
 from circuitkeep.probing import probe_rows
 
@@ -42,7 +44,9 @@ class CircuitMonitor(Periodic):
     ``/behaviour_retention``. A retention whose base is not positive says nothing and is not
     logged. ``/<role>/lost`` and ``/<role>/risen`` count the named heads that no longer do the
     role's job and the others that have taken it up (see `circuitkeep.evals.migration`); a warning
-    names them once, since a circuit that has moved is no longer the one that is named. Head by
+    names them once, since a circuit that has moved is no longer the one that is named. Of each of
+    the circuit's manifolds ``/manifold/<manifold>/shape`` and the other figures of
+    `circuitkeep.functional.manifolds.TransformDrift` are logged, noise included. Head by
     head the scores go to ``heads.csv`` beside the CSV logger's metrics, to TensorBoard as an
     image, to W&B as pages, charts and a table, with circuit and reference as artifacts: see
     ``docs/wandb.md``.
@@ -105,6 +109,7 @@ class CircuitMonitor(Periodic):
         self.heads = HeadHistory()
         self._bases: dict[str, CircuitMeasurement] = {}
         self._batches: dict[str, ProbeBatch] = {}
+        self._points: dict[str, Points] = {}
         self._backend: Backend | None = None
         self._warned: set[str] = set()
         self._moves: list[str] = []
@@ -117,7 +122,9 @@ class CircuitMonitor(Periodic):
             "history": [dict(entry) for entry in self.history],
             "heads": list(self.heads.rows),
             "bases": {
-                circuit.name: save_base(circuit, base, self._batches[circuit.name])
+                circuit.name: save_base(
+                    circuit, base, self._batches[circuit.name], self._points[circuit.name]
+                )
                 for circuit in self.circuits
                 if (base := self._bases.get(circuit.name)) is not None
             },
@@ -127,8 +134,9 @@ class CircuitMonitor(Periodic):
         """Go on with the base and the rows of the run that was stopped."""
         for circuit in self.circuits:
             if (saved := state_dict["bases"].get(circuit.name)) is not None:
-                base, batch = load_base(circuit, saved)
+                base, batch, points = load_base(circuit, saved)
                 self._bases[circuit.name], self._batches[circuit.name] = base, batch
+                self._points[circuit.name] = points
         self._last_step = state_dict["last_step"]
         self.history = state_dict["history"]
         self.heads = HeadHistory(state_dict["heads"])
@@ -143,7 +151,7 @@ class CircuitMonitor(Periodic):
         """Measure the base; a resumed run has one, or is told that it has not."""
         if steps_taken(trainer) == 0:
             self.history, self.heads = [], HeadHistory()
-            self._bases, self._batches = {}, {}
+            self._bases, self._batches, self._points = {}, {}, {}
         elif missing := [c.name for c in self.circuits if c.name not in self._bases]:
             rank_zero_warn(
                 f"no checkpoint holds a base measurement of circuit {', '.join(missing)}: its "
@@ -184,10 +192,13 @@ class CircuitMonitor(Periodic):
             batch = self._batch(circuit, self._backend)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 now = measure_circuit(self._backend, circuit, batch, self.causal)
+                manifolds = manifold_rows(self._backend, batch, circuit.manifolds)
+            points = {name: one.means() for name, one in manifolds.items()}
             if training:
                 base = self._bases.setdefault(circuit.name, now)
+                self._points.setdefault(circuit.name, points)
                 self.heads.add(step, circuit, now, base)
-            values |= self._values(circuit, now)
+            values |= self._values(circuit, now, points)
         self.history.append({"step": step, **values})
         return values
 
@@ -215,7 +226,9 @@ class CircuitMonitor(Periodic):
             )
         return self._batches[circuit.name]
 
-    def _values(self, circuit: Circuit, now: CircuitMeasurement) -> dict[str, float]:
+    def _values(
+        self, circuit: Circuit, now: CircuitMeasurement, points: Points
+    ) -> dict[str, float]:
         values = {
             f"{role}/score": score.nanmean().item()
             for role, score in now.role_scores(circuit).items()
@@ -229,6 +242,7 @@ class CircuitMonitor(Periodic):
             for kind, share in kept.items():
                 self._warn_of(circuit, kind, share)
             values |= kept | self._moved(circuit, now)
+            values |= drift_values(circuit.manifolds, self._points[circuit.name], points)
         prefix = f"circuit/{circuit.name}"
         return {f"{prefix}/{key}": value for key, value in values.items() if math.isfinite(value)}
 

@@ -66,6 +66,14 @@ def projections(backend: Backend, layer: int, fold_norm: bool) -> Projections:
     return Projections(q, k, v, o)
 
 
+def norm_before(backend: Backend, layer: int) -> nn.Module:
+    """The norm between the residual stream and a layer's attention."""
+    block: Any = _place(backend, layer)[1]
+    _refuse_norms_in_the_stream(block)
+    names = _NORMS_BEFORE if isinstance(backend, HFBackend) else ("ln1",)
+    return _norm_named(block, names)
+
+
 def token_maps(backend: Backend, fold_norm: bool) -> tuple[Tensor, Affine]:
     """Read embedding and unembedding; see `circuitkeep.capture.weights.token_weights`."""
     model: Any = backend.model
@@ -176,8 +184,7 @@ def _place(backend: Backend, layer: int) -> tuple[nn.Module, nn.Module]:
 
 def _norms(backend: Backend, block: Any, d_model: int) -> tuple[Norm, Norm]:
     """The norms before the attention and, if there is one, between its output and the stream."""
-    if not getattr(inner_module(block), "do_layer_norm_before", True):
-        raise unknown(inner_module(block), "its norms in the residual stream: no folding")
+    _refuse_norms_in_the_stream(block)
     if not isinstance(backend, HFBackend):
         after = getattr(block, "ln1_post", None)
         return _first_norm(block, ("ln1",), d_model), _outgoing(after, d_model)
@@ -187,10 +194,19 @@ def _norms(backend: Backend, block: Any, d_model: int) -> tuple[Norm, Norm]:
     return _first_norm(block, _NORMS_BEFORE, d_model), _outgoing(after, d_model)
 
 
+def _refuse_norms_in_the_stream(block: Any) -> None:
+    if not getattr(inner_module(block), "do_layer_norm_before", True):
+        raise unknown(inner_module(block), "its norms in the residual stream: no folding")
+
+
 def _first_norm(owner: Any, names: tuple[str, ...], width: int) -> Norm:
+    return read_norm(_norm_named(owner, names), width)
+
+
+def _norm_named(owner: Any, names: tuple[str, ...]) -> nn.Module:
     for name in names:
         if isinstance(norm := getattr(owner, name, None), nn.Module):
-            return read_norm(norm, width)
+            return norm
     raise unknown(owner, f"no norm named {' or '.join(names)}, so that it cannot be folded")
 
 

@@ -15,7 +15,8 @@ import transformers
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence as InTurn
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -219,16 +220,41 @@ def build_attention_only(vocab_size: int, seed: int) -> LlamaForCausalLM:
     return model
 
 
+def build_line_breaks(vocab_size: int, context_length: int, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of 4 layers with 6 heads each, large enough to count characters.
+
+    Token 0 is BOS. The global random state is left as it was.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
 def build_word_tokenizer(words: Sequence[str], bos: str, unknown: str) -> Any:
     """A tokenizer of words parted by blanks; a word's number is its place in `words`.
 
     Args:
-        words: Each once, without blanks.
+        words: Each once, without blanks; a line break may be one of them.
         bos: The one that begins a text.
         unknown: The one that all other words become.
     """
     inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
-    inner.pre_tokenizer = WhitespaceSplit()
+    lines = InTurn([Split("\n", "isolated"), Split(" ", "removed")])
+    inner.pre_tokenizer = lines if "\n" in words else WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, unk_token=unknown)
 
 

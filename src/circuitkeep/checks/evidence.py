@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from circuitkeep.capture import Backend
 from circuitkeep.causal.ablation import MEAN
 from circuitkeep.causal.faithfulness import Knockouts
+from circuitkeep.checks.geometry import geometry_evidence
 from circuitkeep.checks.graphs import graph_evidence
 from circuitkeep.checks.plan import Plan
 from circuitkeep.evals.circuit import CircuitMeasurement, measure_circuit
 from circuitkeep.graphs.answers import Influences
+from circuitkeep.manifolds import ManifoldRows
 from circuitkeep.probes import ProbeBatch
 from circuitkeep.probing import probe_context, with_variables
 
@@ -33,6 +35,7 @@ class Evidence:
             beyond what it is with all of them ablated; None if no check asks for faithfulness.
         whole: The same with none ablated.
         graphs: What influences each row's answer; None if no check asks for it.
+        manifolds: Those that a check asks for, by name.
     """
 
     measured: CircuitMeasurement
@@ -41,6 +44,7 @@ class Evidence:
     kept: Float[Tensor, " row"] | None = None
     whole: Float[Tensor, " row"] | None = None
     graphs: tuple[Influences | None, ...] | None = None
+    manifolds: Mapping[str, ManifoldRows] = field(default_factory=dict)
 
 
 def make_rows(
@@ -79,6 +83,7 @@ def gather(plan: Plan, backend: Backend, rows: Sequence[ProbeBatch]) -> Evidence
     """
     kinds = {check.kind for check in plan.checks}
     causal = bool({"causal", "retention"} & kinds)
+    moved = [check.part for check in plan.checks if check.kind == "geometry"]
     measured = [measure_circuit(backend, plan.circuit, batch, causal) for batch in rows]
     kept = whole = None
     if "faithfulness" in kinds:
@@ -98,6 +103,7 @@ def gather(plan: Plan, backend: Backend, rows: Sequence[ProbeBatch]) -> Evidence
         kept,
         whole,
         None if plan.graph is None else graph_evidence(plan.graph, backend, rows),
+        geometry_evidence(plan.circuit, moved, backend, rows) if moved else {},
     )
 
 

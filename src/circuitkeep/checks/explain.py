@@ -63,7 +63,9 @@ def explain(
                 "  No named head looks elsewhere; what they write has changed, or what comes of it"
             )
         )
-    shown = worst_prompts(plan, check, role, head, examination, prompts)
+    # A manifold is of all prompts: none of them fails it more than others.
+    of_prompts = check.kind != "geometry"
+    shown = worst_prompts(plan, check, role, head, examination, prompts) if of_prompts else ()
     if shown:
         than = "" if was is None else f", {was:.2f} in the base"
         lines += [

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitkeep.checks import geometry
 from circuitkeep.checks.evidence import Evidence
 from circuitkeep.checks.outcome import (
     Outcome,
@@ -42,6 +43,9 @@ def judge(plan: Plan, check: Check, now: Evidence, base: Evidence | None = None)
     if check.kind == "no_migration":
         assert base is not None
         return _no_migration(plan, check, now, base)
+    if check.kind == "geometry":
+        assert base is not None
+        return _geometry(plan, check, now, base)
     values, reference = measured_values(plan, check, now, base)
     if reference is None:
         value = values.nanmean().item()
@@ -86,7 +90,7 @@ def measured_values(
 
     A score is that of the role's weakest head, for a threshold holds for each of them. One group,
     but for the retention of identity: there every role is one. Not for ``replicates`` and
-    ``no_migration``, which count.
+    ``no_migration``, which count, nor for ``geometry``, which is of all rows together.
     """
     measured = now.measured
     if check.kind == "score":
@@ -203,6 +207,29 @@ def _migration(
     chosen = slice(None) if rows is None else rows
     after, before = (one.measured.scores[name][chosen].nanmean(0) for one in (now, base))
     return migration(role, after, before)
+
+
+def _geometry(plan: Plan, check: Check, now: Evidence, base: Evidence) -> Outcome:
+    name = check.part.partition(".")[0]
+    found, far = geometry.kept(check.part, base.manifolds[name], now.manifolds[name])
+    verdict = decide(found.low, found.high, check.threshold)
+    undecided = verdict == Verdict.INCONCLUSIVE
+    rows = len(now.seed)
+    return Outcome(
+        plan.circuit.name,
+        check.name,
+        verdict,
+        found.value,
+        found.low,
+        found.high,
+        check.threshold,
+        geometry.unit(check.part),
+        rows,
+        rows_to_decide(found.value, found.low, found.high, check.threshold, rows)
+        if undecided
+        else None,
+        far,
+    )
 
 
 def _weakest_scores(plan: Plan, check: Check, now: Evidence) -> Float[Tensor, " row"]:

@@ -48,7 +48,7 @@ class Pinning:
 
 
 def pinned_plan(circuit: Circuit, base: bool = False, faithfulness: bool = False) -> Plan:
-    """The checks that a baseline is for: all but ``graph``, and those that `tests` set to null.
+    """The checks that a baseline is for: all but those that `Plan.by_row` leaves out or `tests` do.
 
     Args:
         circuit: Whose.
@@ -63,7 +63,7 @@ def pinned_plan(circuit: Circuit, base: bool = False, faithfulness: bool = False
     names += ["faithfulness"] * faithfulness
     names += [f"retention[{part}]" for part in RETENTIONS]
     # Any threshold, for these are measured to find one.
-    return read_plan(circuit, dict.fromkeys(names, 0.5), base).without_graph()
+    return read_plan(circuit, dict.fromkeys(names, 0.5), base).by_row()
 
 
 def pin(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from circuitkeep.checks.geometry import read_geometry_tests
 from circuitkeep.checks.graphs import GraphTest, read_graph_test
 from circuitkeep.circuits import Circuit, CircuitError, did_you_mean
 from circuitkeep.probes import Probe, build_probe
@@ -19,7 +20,8 @@ RETAINED = 0.9
 """Of the base's value, where a base is given and nothing else is said."""
 SETTINGS = ("rows", "seeds")
 PER_ROLE = ("score", "replicates")
-KINDS = (*PER_ROLE, "causal", "behaviour", "faithfulness", "retention", "no_migration", "graph")
+COMPARED = ("retention", "no_migration", "geometry", "graph")
+KINDS = (*PER_ROLE, "causal", "behaviour", "faithfulness", *COMPARED)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Check:
     Attributes:
         kind: One of `KINDS`.
         part: The role, for ``score`` and ``replicates``; identity, causal or behaviour, for
-            ``retention``; else empty.
+            ``retention``; the manifold, for ``geometry``, and ``.place`` if it is about that; else
+            empty.
         threshold: What the value must reach: a probability for ``score`` and ``replicates``, nats
             for ``causal``, the unit of the behaviour, a share for the others.
         source: Who asks for it: ``tests``, ``baseline``, ``thresholds`` or ``default``.
@@ -50,7 +53,7 @@ class Check:
     @property
     def needs_base(self) -> bool:
         """Whether it compares with a base model."""
-        return self.kind in ("retention", "no_migration", "graph")
+        return self.kind in COMPARED
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,13 @@ class Plan:
     checks: tuple[Check, ...]
     graph: GraphTest | None = None
 
-    def without_graph(self) -> Plan:
-        """Without the check of graphs, whose rows cost a hundred times those of the others."""
-        kept = tuple(check for check in self.checks if check.kind != "graph")
+    def by_row(self) -> Plan:
+        """Without the checks of graphs and geometry.
+
+        A row of a graph costs a hundred times that of another check, and a manifold is no mean of
+        rows, so that more of them do not narrow it as they do the others.
+        """
+        kept = tuple(check for check in self.checks if check.kind not in ("graph", "geometry"))
         return replace(self, checks=kept, graph=None)
 
 
@@ -93,7 +100,9 @@ def read_plan(
         circuit: With its `tests`: ``rows``, ``seeds``, and any of `KINDS`. ``score`` and
             ``retention`` map roles and kinds of retention to thresholds, ``replicates`` roles to
             in how many seeds and families, or ``all``; ``no_migration`` is true or null;
-            ``graph`` maps ``overlap`` to a threshold, see `GraphTest` for the rest.
+            ``graph`` maps ``overlap`` to a threshold, see `GraphTest` for the rest; ``geometry``
+            maps manifolds to the share of their shape that is kept, or to that of ``shape`` and
+            ``place``.
         baseline: Name of a check -> its threshold.
         base: Whether there is a base model to compare with; checks that need one are left out
             otherwise.
@@ -123,6 +132,8 @@ def read_plan(
         checks.append(found.of("retention", part, RETAINED))
     if _wants_no_migration(circuit):
         checks.append(Check("no_migration", "", 0.0, "default"))
+    for part, threshold in read_geometry_tests(circuit).items():
+        checks.append(Check("geometry", part, threshold, "tests"))
     graph = read_graph_test(circuit)
     if graph is not None:
         checks.append(Check("graph", "", graph[0], "tests"))

@@ -100,7 +100,7 @@ def measure_power(
         )
     if sorted(set(losses)) != list(losses) or not losses or losses[0] <= 0:
         raise ValueError(f"losses must be shares above 0 that grow, got {list(losses)}")
-    plan = plan.without_graph()
+    plan = plan.by_row()
     total = reseeds + directions * len(KINDS) * len(losses) * runs
     seeds = reseeded(reseeds, len(plan.seeds), seed)
     unchanged, verdicts = [], []

@@ -126,4 +126,8 @@ def _parse(name: str, content: object) -> Manifold:
             *keys,
             "values",
         )
+    for key in ("layer", "step", "dimensions"):
+        if type(content.get(key, 1)) is not int:
+            message = f"manifold {name!r}: {key} must be a whole number, got {content[key]!r}"
+            raise CircuitError(message, *keys, key)
     return Manifold(**{**content, "name": name, "values": (values[0], values[1])})

@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": "train the embedded model, fine-tune it with and without a guard, and compare",
     "train": "fine-tune a model, guarding a circuit",
     "scan": "score every head of a model on the roles that a probe labels",
-    "geometry": "describe every head of a model as a transform of the residual stream",
+    "geometry": "describe heads as transforms of space, and manifolds between them",
     "survey": "lay the scans of several models side by side",
     "sweep": "report what the runs of a sweep (train -m) kept, and at what cost",
     "compare": "measure checkpoints side by side with their base model",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import asdict
 from math import isfinite
 
+from circuitkeep.compare.moved import GeometryResult
 from circuitkeep.compare.report import CheckpointResult, CircuitResult, ReplicateGroup, Report
 from circuitkeep.compare.wording import KINDS, measured, retention
 
@@ -79,6 +81,8 @@ def _rows(checkpoint: CheckpointResult) -> Iterator[Row]:
     for circuit, found in checkpoint.graphs.items():
         yield circuit, "", "", "graph_shared", found.shared, *found.interval
         yield circuit, "", "", "graph_other_prompts", found.other_prompts, NAN, NAN
+    for circuit, moved in checkpoint.geometry.items():
+        yield from _of_geometry(circuit, moved)
     if checkpoint.explained is not None:
         yield "", "", "", "transcoder_explained_variance", checkpoint.explained, NAN, NAN
     for circuit, result in checkpoint.circuits.items():
@@ -90,6 +94,16 @@ def _rows(checkpoint: CheckpointResult) -> Iterator[Row]:
         for head, said in result.contributions.items():
             yield circuit, "", head, "contribution_logits", said, NAN, NAN
         yield from _of_roles(circuit, result)
+
+
+def _of_geometry(circuit: str, moved: GeometryResult) -> Iterator[Row]:
+    for name, manifold in moved.manifolds.items():
+        for figure, found in manifold.drift.items():
+            yield circuit, "", "", f"manifold/{name}/{figure}", found.value, found.low, found.high
+        yield circuit, "", "", f"manifold/{name}/explained", manifold.explained, NAN, NAN
+    for head, drift in moved.heads.items():
+        for figure, value in asdict(drift).items():
+            yield circuit, "", head, figure, value, NAN, NAN
 
 
 def _of_roles(circuit: str, result: CircuitResult) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitkeep.capture import Backend, attach
 from circuitkeep.capture.checkpoints import load_checkpoint
 from circuitkeep.circuits import Circuit
+from circuitkeep.compare.geometry import Geometries
 from circuitkeep.compare.graphs import GraphQuestion
 from circuitkeep.compare.groups import check_groups, replicate_groups
 from circuitkeep.compare.heads import contributions, moved_heads, rankings
@@ -128,11 +129,13 @@ def compare(
     attended = [[pattern_of(backend, each, shown) for each in tokens]]
     result, methods = _result("base", base, backend, before, before, circuits, batches, datasets)
     asked = {circuit.name: batches[circuit.name] for circuit in circuits}
+    geometries = Geometries(circuits)
 
     def completed(result: CheckpointResult, backend: Backend) -> CheckpointResult:
         traced = ({}, None) if graphs is None else graphs.result(backend, asked)
         tasks = {} if harness is None else harness.evaluate(backend.model, tokenizer, keep=True)
-        return replace(result, tasks=tasks, graphs=traced[0], explained=traced[1])
+        moved = geometries.results(backend, asked)
+        return replace(result, tasks=tasks, graphs=traced[0], explained=traced[1], geometry=moved)
 
     result = completed(result, backend)
     results: dict[str, CheckpointResult] = {}
@@ -153,7 +156,8 @@ def compare(
         base=result,
         checkpoints=tuple(results.values()),
         circuits={
-            c.name: _description(c, batches[c.name], seed, methods[c.name]) for c in circuits
+            c.name: _description(c, batches[c.name], seed, methods[c.name], geometries)
+            for c in circuits
         },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -281,7 +285,7 @@ def _interval(
 
 
 def _description(
-    circuit: Circuit, batch: ProbeBatch, seed: int, contribution: str
+    circuit: Circuit, batch: ProbeBatch, seed: int, written: str, geometries: Geometries
 ) -> CircuitDescription:
     return CircuitDescription(
         roles={role.name: tuple(str(head) for head in role.heads) for role in circuit.roles},
@@ -291,5 +295,6 @@ def _description(
         rows=len(batch),
         seed=seed,
         ablation=ABLATION,
-        contribution=contribution,
+        contribution=written,
+        manifolds=geometries.descriptions(circuit.name),
     )

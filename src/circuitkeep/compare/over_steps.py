@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 from circuitkeep.compare.charts import SYMBOLS, Chart, label, score_chart
-from circuitkeep.compare.report import Report
+from circuitkeep.compare.report import Interval, Report
 from circuitkeep.compare.wording import KINDS, loss_difference, percent_interval, retention
 from circuitkeep.pages import percent, signed
 
@@ -18,14 +19,37 @@ MARKED = 30
 
 def retention_over_steps(report: Report, circuit: str) -> Chart:
     """Identity, causal and behaviour retention as lines, their 95% intervals as bands."""
+    found = {
+        kind: [retention(each.circuits[circuit], kind) for each in report.checkpoints]
+        for kind in KINDS
+    }
+    return _shares_over_steps(report, found, {kind: kind for kind in KINDS})
+
+
+def drift_over_steps(report: Report, circuit: str, manifold: str) -> Chart:
+    """What a manifold keeps of its shape and of its place, likewise."""
+    moved = [each.geometry[circuit].manifolds[manifold].drift for each in report.checkpoints]
+    found = {
+        figure: [(each[figure].value, (each[figure].low, each[figure].high)) for each in moved]
+        for figure in ("shape", "place")
+    }
+    return _shares_over_steps(report, found, {"shape": "identity", "place": "causal"})
+
+
+def _shares_over_steps(
+    report: Report,
+    found: Mapping[str, Sequence[tuple[float, Interval]]],
+    looks: Mapping[str, str],
+) -> Chart:
+    """Shares of the base's as lines, their intervals as bands; each looks like a kind."""
     bands, lines, ends = [], [], [0.0, 1.0]
-    for kind in KINDS:
-        known = []
-        for step, checkpoint in zip(report.steps, report.checkpoints, strict=True):
-            share, interval = retention(checkpoint.circuits[circuit], kind)
+    for name, shares in found.items():
+        kind, known = looks[name], []
+        steps = zip(report.steps, report.checkpoints, shares, strict=True)
+        for step, checkpoint, (share, interval) in steps:
             if isfinite(share):
                 low, high = (bound if isfinite(bound) else share for bound in interval)
-                said = f"{kind} {percent(share)} {percent_interval(interval)}"
+                said = f"{name} {percent(share)} {percent_interval(interval)}"
                 known.append((step, share, low, high, _hover(step, checkpoint.name, said)))
         x, y, low, high, text = map(list, zip(*known, strict=True)) if known else [[]] * 5
         ends += [*low, *high]
@@ -42,7 +66,7 @@ def retention_over_steps(report: Report, circuit: str) -> Chart:
                 "showlegend": False,
             }
         )
-        lines.append(_line(kind, x, y, text, f"var(--{kind})", DASHES[kind], SYMBOLS[kind]))
+        lines.append(_line(name, x, y, text, f"var(--{kind})", DASHES[kind], SYMBOLS[kind]))
     pad = 0.05 * (max(ends) - min(ends))
     yaxis = {"range": [min(ends) - pad, max(ends) + pad], "tickformat": ".0%"}
     return {"data": [*bands, *lines], "layout": _layout(1.0, yaxis)}

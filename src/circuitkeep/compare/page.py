@@ -8,14 +8,22 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from circuitkeep.compare import attention, charts, graphs, over_steps, pareto, tasks, wording
+from circuitkeep.compare import (
+    attention,
+    charts,
+    geometry_page,
+    graphs,
+    over_steps,
+    pareto,
+    tasks,
+    wording,
+)
 from circuitkeep.compare.heads import TOP
 from circuitkeep.compare.report import Report
 from circuitkeep.compare.transfer_chart import transfer_chart
 from circuitkeep.pages import number, percent, render, shared_script, signed
 
 HERE = Path(__file__)
-SCRIPTS = ("page.js", "page_attention.js")
 STYLE = HERE.with_name("page.css").read_text(encoding="utf-8")
 LONG = 12
 """Steps from which on a table would push all else off the screen."""
@@ -33,7 +41,8 @@ def render_page(report: Report) -> str:
         STYLE,
         [
             get_plotlyjs(),
-            *(HERE.with_name(name).read_text(encoding="utf-8") for name in SCRIPTS),
+            shared_script("charts.js"),
+            HERE.with_name("page_attention.js").read_text(encoding="utf-8"),
             shared_script("sorting.js"),
         ],
         {"charts": drawn, "attention": attention.page_data(report)},
@@ -52,6 +61,7 @@ def shown(report: Report) -> tuple[dict[str, Any], list[charts.Chart]]:
         "wording": wording,
         "tasks": tasks,
         "graphs": graphs,
+        "geometry": geometry_page,
         "number": number,
         "percent": percent,
         "signed": signed,
@@ -107,6 +117,24 @@ def _section(report: Report, circuit: str, drawn: list[charts.Chart]) -> dict[st
                 },
             }
             for dataset in (report.base.capability if report.checkpoints else ())
+        ],
+        "manifolds": [
+            (
+                name,
+                _place(
+                    drawn,
+                    f"{circuit}-{name}",
+                    geometry_page.manifold_chart(report, circuit, name),
+                ),
+                _place(
+                    drawn,
+                    f"{circuit}-{name}-drift",
+                    over_steps.drift_over_steps(report, circuit, name),
+                )
+                if report.steps
+                else None,
+            )
+            for name in report.circuits[circuit].manifolds
         ],
         "roles": [_role(report, circuit, role, drawn) for role in report.circuits[circuit].roles],
     }

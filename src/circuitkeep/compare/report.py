@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any
 
+from circuitkeep.compare.moved import GeometryResult, ManifoldDescription
 from circuitkeep.compare.paired import Kept
 from circuitkeep.compare.prompts import Prompt
 from circuitkeep.compare.replicates import Estimate
@@ -109,6 +110,8 @@ class CheckpointResult:
         graphs: Circuit -> how its answers come about, where that was asked.
         explained: Share of the variance of its MLP outputs that the transcoder explains which the
             graphs were made with; None without one.
+        geometry: Circuit -> how its manifolds and the maps of its heads have moved, of the circuits
+            that have manifolds.
     """
 
     name: str
@@ -118,6 +121,7 @@ class CheckpointResult:
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     graphs: Mapping[str, GraphResult] = field(default_factory=dict)
     explained: float | None = None
+    geometry: Mapping[str, GeometryResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class CircuitDescription:
     seed: int
     ablation: str
     contribution: str = ""
+    manifolds: Mapping[str, ManifoldDescription] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

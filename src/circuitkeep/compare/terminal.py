@@ -13,7 +13,7 @@ from rich.text import Text
 from circuitkeep.compare.graphs import render_graphs
 from circuitkeep.compare.report import CheckpointResult, Report
 from circuitkeep.compare.tasks import render_tasks
-from circuitkeep.compare.terminal_tables import replicates_table, transfer_table
+from circuitkeep.compare.terminal_tables import geometry_tables, replicates_table, transfer_table
 from circuitkeep.compare.wording import (
     KINDS,
     UNITS,
@@ -44,6 +44,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(Text.assemble((checkpoint.name, "bold"), f": {said}"))
     further = [render_tasks(report)] if report.base.tasks else []
     further += [render_graphs(report)] if report.graph_parts else []
+    further += geometry_tables(report) if report.base.geometry else []
     further += [replicates_table(report)] if report.replicates else []
     # With no further probe the first table says it all.
     if report.transfer and any(c.name not in report.circuits for c in report.transfer.columns):

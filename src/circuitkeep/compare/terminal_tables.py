@@ -1,4 +1,4 @@
-"""Replicates and the transfer matrix as tables for the terminal."""
+"""Replicates, the transfer matrix and geometry as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from circuitkeep.compare import geometry_page as geometry
 from circuitkeep.compare import wording
 from circuitkeep.compare.report import Interval, ReplicateGroup, Report, Transfer
+from circuitkeep.manifolds.drift import Estimate
 from circuitkeep.pages import percent
 
 
@@ -57,6 +59,68 @@ def transfer_table(transfer: Transfer, kind: str) -> Table:
         table.add_row(Text(origin, style="bold"), Text(row.name), *line)
         last = row.trained_on
     return table
+
+
+def geometry_tables(report: Report) -> list[Table]:
+    """How manifolds have moved, a line per checkpoint; and the maps of the named heads."""
+    moved, lines, names = [], [], []
+    of_heads, head_names = [], []
+    for circuit, description in report.circuits.items():
+        for name, manifold in description.manifolds.items():
+            of = f"{circuit}, {name}"
+            names.append((of, "halves of base"))
+            lines.append([Text(geometry.null(f, manifold.null[f])) for f in geometry.HEADINGS])
+            for each in report.checkpoints:
+                drift = each.geometry[circuit].manifolds[name].drift
+                names.append(("", each.name))
+                lines.append([_drifted(f, drift[f]) for f in geometry.HEADINGS])
+        for each in report.checkpoints:
+            heads = each.geometry[circuit].heads if circuit in each.geometry else {}
+            for number, (head, drift) in enumerate(heads.items()):
+                head_names.append((circuit, "" if number else each.name, head))
+                of_heads.append([Text(cell) for cell in geometry.head_figures(drift)])
+    moved.append(
+        _filled(
+            "Manifolds against the base's, 95% intervals over rows. Place, translation, rotation "
+            "and tilt are compared in the stream's own basis. Halves of base: what there is "
+            "between random halves of its rows, in all but one of twenty draws.",
+            ("manifold", "checkpoint"),
+            names,
+            tuple(geometry.HEADINGS.values()),
+            lines,
+        )
+    )
+    if of_heads:
+        moved.append(
+            _filled(
+                "Maps of the named heads against the base's, in the stream's own basis.",
+                ("circuit", "checkpoint", "head"),
+                head_names,
+                geometry.HEAD_HEADINGS,
+                of_heads,
+            )
+        )
+    return moved
+
+
+def _filled(
+    caption: str,
+    headings: Sequence[str],
+    names: Sequence[Sequence[str]],
+    figures: Sequence[str],
+    lines: Sequence[Sequence[Text]],
+) -> Table:
+    table = _table(caption)
+    for heading, column in zip(headings, zip(*names, strict=True), strict=True):
+        _add_names(table, heading, column)
+    _add_figures(table, figures, lines)
+    for (first, *others), line in zip(names, lines, strict=True):
+        table.add_row(Text(first, style="bold"), *map(Text, others), *line)
+    return table
+
+
+def _drifted(figure: str, found: Estimate) -> Text:
+    return _lines(geometry.said(figure, found.value), geometry.interval(figure, found))
 
 
 def _table(caption: str) -> Table:

@@ -39,7 +39,8 @@ def varied(circuits: Sequence[Circuit], probes: Mapping[str, Mapping[str, Any]])
             except ValueError as error:
                 mistake = mistake or str(error)
                 continue
-            fitting.append(replace(circuit, name=f"{circuit.name}, {name}", probe=probe))
+            other = replace(circuit, name=f"{circuit.name}, {name}", probe=probe, manifolds=())
+            fitting.append(other)
         if not fitting:
             raise ValueError(f"transfer.probes.{name} fits no circuit: {mistake}")
         found += fitting

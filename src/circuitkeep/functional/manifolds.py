@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitkeep.functional.transforms import principal_angles
 from circuitkeep.functional.weights import in_float64
 
 
@@ -30,31 +29,35 @@ class Similarity(NamedTuple):
         residual: Share of the variance of ``y`` that is left, from 0 to 1.
     """
 
-    scale: Float[Tensor, ""]
-    read: Float[Tensor, "d r"]
-    written: Float[Tensor, "d r"]
-    translation: Float[Tensor, " d"]
-    residual: Float[Tensor, ""]
+    scale: Float[Tensor, "*draw"]
+    read: Float[Tensor, "*draw d r"]
+    written: Float[Tensor, "*draw d r"]
+    translation: Float[Tensor, "*draw d"]
+    residual: Float[Tensor, "*draw"]
 
 
 class TransformDrift(NamedTuple):
     """How a manifold has moved.
 
     Attributes:
+        shape: Share of its variance that the best similarity transform explains, from 0 to 1: 1 if
+            it is the same up to scale, rotation and translation.
+        place: 1 less the mean squared distance of its points from where they were, in units of the
+            base's variance: 1 if nothing has moved; without a lower limit.
         translation: Distance of the centres, in units of the base's radius (root mean square
             distance of its points from their centre).
         log_scale: Natural logarithm of how much larger it has become.
         rotation: Largest angle in radians by which it turned within its own subspace, from 0 to
             pi, once the subspaces are laid upon each other on the shortest way.
         tilt: Largest angle between its subspace now and at the base, from 0 to pi / 2.
-        residual: Share of its variance that no similarity transform explains.
     """
 
+    shape: Float[Tensor, "*draw"]
+    place: Float[Tensor, "*draw"]
     translation: Float[Tensor, "*draw"]
     log_scale: Float[Tensor, "*draw"]
     rotation: Float[Tensor, "*draw"]
     tilt: Float[Tensor, "*draw"]
-    residual: Float[Tensor, "*draw"]
 
 
 def class_means(
@@ -108,7 +111,9 @@ def fourier_shares(points: Float[Tensor, "point d"]) -> Float[Tensor, " frequenc
     return (power / power.sum().clamp(min=1e-300)).to(points)
 
 
-def fit_similarity(x: Float[Tensor, "point d"], y: Float[Tensor, "point d"]) -> Similarity:
+def fit_similarity(
+    x: Float[Tensor, "*draw point d"], y: Float[Tensor, "*draw point d"]
+) -> Similarity:
     """Fit scale, rotation (or reflection) and translation from ``x`` to ``y``, point by point.
 
     Raises:
@@ -119,25 +124,26 @@ def fit_similarity(x: Float[Tensor, "point d"], y: Float[Tensor, "point d"]) -> 
         Psychometrika 31; with scale and translation, Gower 1975, Psychometrika 40.
     """
     wide, (x, y) = in_float64(x, y)
-    from_x, from_y = x - x.mean(0), y - y.mean(0)
-    sizes = from_x.square().sum(), from_y.square().sum()
-    if not (sizes[0] > 0 and sizes[1] > 0):
+    centres = x.mean(-2), y.mean(-2)
+    from_x, from_y = x - centres[0][..., None, :], y - centres[1][..., None, :]
+    sizes = from_x.square().sum((-2, -1)), from_y.square().sum((-2, -1))
+    if not (sizes[0].all() and sizes[1].all()):
         raise ValueError("the points of a manifold are all the same: there is nothing to fit")
     # SVD of the small matrix: the points' own subspaces are all that matters.
     left, right = torch.linalg.qr(from_x.mT), torch.linalg.qr(from_y.mT)
     inner = torch.linalg.svd(left.R @ right.R.mT, full_matrices=False)
-    total = inner.S.sum()
+    total = inner.S.sum(-1)
     return Similarity(
         (total / sizes[0]).to(wide),
         (left.Q @ inner.U).to(wide),
         (right.Q @ inner.Vh.mT).to(wide),
-        (y.mean(0) - x.mean(0)).to(wide),
+        (centres[1] - centres[0]).to(wide),
         (1 - total.square() / (sizes[0] * sizes[1])).clamp(min=0).to(wide),
     )
 
 
 def transform_drift(
-    base: Float[Tensor, "point d"], now: Float[Tensor, "point d"], dimensions: int
+    base: Float[Tensor, "*draw point d"], now: Float[Tensor, "*draw point d"], dimensions: int
 ) -> TransformDrift:
     """How a manifold has moved from ``base`` to ``now``, point by point.
 
@@ -149,149 +155,108 @@ def transform_drift(
         ValueError: If the points of one set do not span that many dimensions.
     """
     wide, (x, y) = in_float64(base, now)
-    centres = x.mean(0), y.mean(0)
-    x, y = x - centres[0], y - centres[1]
-    frames = _frame(x, dimensions), _frame(y, dimensions)
+    for points in (x, y):
+        check_span(points, dimensions)
+    both = torch.cat([x, y], -2)
+    found = drift_of_products(both @ both.mT, dimensions)
+    return TransformDrift(*(figure.to(wide) for figure in found))
+
+
+def drift_of_products(
+    products: Float[Tensor, "*draw points points"], dimensions: int
+) -> TransformDrift:
+    """`transform_drift`, from the scalar products of the points with each other.
+
+    Args:
+        products: Of the points of the base and then those of the model now, in float64. They may
+            be estimates that are no scalar products of any points: where a set has no positive
+            variance then, what is measured by that is NaN.
+        dimensions: See `transform_drift`; no more than the points span.
+    """
+    count = products.shape[-1] // 2
+    x, y, between = _blocks(products)
+    apart = x + y - between - between.mT
+    x, y, between = _blocks(_centred(products))
+    sizes = [size.where(size > 0, torch.nan) for size in (_trace(x), _trace(y))]
+    (widths_x, axes_x), (widths_y, axes_y) = (_widest(one, dimensions) for one in (x, y))
+    # Cosines of the directions of one subspace with those of the other.
+    overlap = (axes_x.mT @ between @ axes_y) / (widths_x.mT * widths_y)
     # The shortest way from one subspace to the other takes the frames to each other as nearly as
     # can be: the polar factor of their overlap.
-    shared = torch.linalg.svd(frames[1].mT @ frames[0])
-    inside_x = x @ frames[0]
-    inside_y = y @ frames[1] @ shared.U @ shared.Vh
-    turn = torch.linalg.svd(inside_x.mT @ inside_y)
-    angles = torch.linalg.eigvals(turn.U @ turn.Vh).angle().abs()
-    sizes = x.square().sum(), y.square().sum()
-    whole = fit_similarity(base, now)
-    radius = (sizes[0] / len(x)).sqrt()
+    shortest = torch.linalg.svd(overlap.mT)
+    inside_x, inside_y = axes_x * widths_x, axes_y * widths_y
+    turn = torch.linalg.svd(inside_x.mT @ inside_y @ shortest.U @ shortest.Vh)
     return TransformDrift(
-        ((centres[1] - centres[0]).norm() / radius).to(wide),
-        (0.5 * (sizes[1] / sizes[0]).log()).to(wide),
-        angles.max().to(wide),
-        principal_angles(frames[0], frames[1]).max().to(wide),
-        whole.residual.to(wide),
+        shape_of_products(products),
+        1 - _trace(apart) / sizes[0],
+        (apart.mean((-2, -1)).clamp(min=0) / (sizes[0] / count)).sqrt(),
+        0.5 * (sizes[1] / sizes[0]).log(),
+        torch.linalg.eigvals(turn.U @ turn.Vh).angle().abs().amax(-1),
+        shortest.S.amin(-1).clamp(max=1).acos(),
     )
+
+
+def shape_of_products(products: Float[Tensor, "*draw points points"]) -> Float[Tensor, "*draw"]:
+    """`TransformDrift.shape` alone; see `drift_of_products`."""
+    x, y, _ = _blocks(_centred(products))
+    # The points in their own axes: their rotation does not matter.
+    turned = [
+        axes * squares.clamp(min=0).sqrt()[..., None, :]
+        for squares, axes in map(torch.linalg.eigh, (x, y))
+    ]
+    shared = torch.linalg.svdvals(turned[0].mT @ turned[1]).sum(-1)
+    return (shared.square() / (_trace(x) * _trace(y))).clamp(max=1)
+
+
+def spreads(products: Float[Tensor, "*draw points points"]) -> tuple[Tensor, Tensor]:
+    """Sum of the squared distances from the centre, of the base's points and of those now."""
+    x, y, _ = _blocks(_centred(products))
+    return _trace(x), _trace(y)
+
+
+def _centred(
+    products: Float[Tensor, "*draw points points"],
+) -> Float[Tensor, "*draw points points"]:
+    """The products of the points as seen from the centre of their own set."""
+    count = products.shape[-1] // 2
+    own = torch.eye(count).to(products) - 1 / count
+    whole = torch.block_diag(own, own)
+    return whole @ products @ whole
+
+
+def _blocks(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Within the first half, within the second, and between them."""
+    count = products.shape[-1] // 2
+    first, second = products[..., :count, :], products[..., count:, :]
+    return first[..., :count], second[..., count:], first[..., count:]
+
+
+def _trace(square: Float[Tensor, "*draw point point"]) -> Float[Tensor, "*draw"]:
+    return square.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def check_span(points: Float[Tensor, "*draw point d"], dimensions: int) -> None:
+    """Refuse a subspace of more dimensions than points span.
+
+    Raises:
+        ValueError: Naming how many they do.
+    """
+    lengths = torch.linalg.svdvals(points - points.mean(-2, keepdim=True))
+    spanned = int((lengths > 1e-7 * lengths[..., :1]).sum(-1).min())
+    if dimensions < 1 or dimensions > spanned:
+        raise ValueError(
+            f"dimensions={dimensions}: the points span {spanned}; choose 1 or more, up to that"
+        )
+
+
+def _widest(
+    products: Float[Tensor, "*draw point point"], dimensions: int
+) -> tuple[Float[Tensor, "*draw 1 kept"], Float[Tensor, "*draw point kept"]]:
+    """Lengths along the widest principal axes, and each point's share in them."""
+    squares, axes = torch.linalg.eigh(products)
+    widths = squares.maximum(1e-14 * squares[..., -1:]).sqrt()[..., -dimensions:]
+    return widths[..., None, :], axes[..., -dimensions:]
 
 
 def _variances(points: Float[Tensor, "point d"]) -> Float[Tensor, " component"]:
     return torch.linalg.svdvals((points - points.mean(0)).double()).square()
-
-
-def _frame(centred: Float[Tensor, "point d"], dimensions: int) -> Float[Tensor, "d component"]:
-    found = torch.linalg.svd(centred, full_matrices=False)
-    least = 1e-9 * found.S[0]
-    if dimensions < 1 or dimensions > int((least < found.S).sum()):
-        raise ValueError(
-            f"dimensions={dimensions}: the points span {int((least < found.S).sum())}; choose 1 or "
-            "more, up to that"
-        )
-    return found.Vh[:dimensions].mT
-
-
-def halves_drift(
-    values: Float[Tensor, "sample d"],
-    labels: Int[Tensor, " sample"],
-    classes: int,
-    dimensions: int,
-    draws: int,
-    seed: int,
-) -> TransformDrift:
-    """The drift between random halves of the same samples: what there is of it without any.
-
-    Each class is split evenly, so that a half has half the samples: as noisy as two sets of that
-    size.
-
-    Returns:
-        A figure per draw.
-
-    Raises:
-        ValueError: If a class has fewer than two samples.
-    """
-    counts = torch.bincount(labels, minlength=classes)
-    if int(counts.min()) < 2:
-        raise ValueError(
-            f"class {int(counts.argmin())} has {int(counts.min())} samples: two halves need two"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(draws):
-        first = _alternating(labels.cpu(), generator).to(labels.device)
-        halves = [class_means(values[h], labels[h], classes) for h in (first, ~first)]
-        found.append(transform_drift(halves[0], halves[1], dimensions))
-    return _stacked(found)
-
-
-def drift_interval(
-    base: tuple[Float[Tensor, "sample d"], Int[Tensor, " sample"]],
-    now: tuple[Float[Tensor, "other d"], Int[Tensor, " other"]],
-    classes: int,
-    dimensions: int,
-    draws: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[TransformDrift, TransformDrift]:
-    """Bootstrap interval of the drift, over samples drawn anew within every class.
-
-    Noise makes every figure here larger, in the samples as in what is drawn of them; so the
-    interval is the basic one, which takes that off again: twice the figure less the quantiles.
-
-    Args:
-        base, now: Values and labels.
-        classes: Of the variable.
-        dimensions: See `transform_drift`.
-        draws: Of the bootstrap.
-        level: Of the interval.
-        seed: Of the draws.
-
-    Returns:
-        Lower and upper ends.
-
-    Source:
-        Davison & Hinkley 1997, "Bootstrap Methods and their Application", chapter 5.2.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    figure = transform_drift(
-        class_means(base[0], base[1], classes), class_means(now[0], now[1], classes), dimensions
-    )
-    drawn = []
-    for _ in range(draws):
-        means = [
-            class_means(values[index], labels[index], classes)
-            for values, labels in (base, now)
-            for index in [_drawn_anew(labels.cpu(), generator).to(labels.device)]
-        ]
-        drawn.append(transform_drift(means[0], means[1], dimensions))
-    ends = (1 + level) / 2, (1 - level) / 2
-    quantiles = [[part.double().quantile(end) for part in _stacked(drawn)] for end in ends]
-    low, high = (
-        TransformDrift(*(2 * own - q.to(own) for own, q in zip(figure, of_end, strict=True)))
-        for of_end in quantiles
-    )
-    return low, high
-
-
-def _stacked(drifts: list[TransformDrift]) -> TransformDrift:
-    return TransformDrift(*(torch.stack(list(parts)) for parts in zip(*drifts, strict=True)))
-
-
-def _alternating(
-    labels: Int[Tensor, " sample"], generator: torch.Generator
-) -> Bool[Tensor, " sample"]:
-    """Every second sample of each class, in a random order."""
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]
-    ordered = labels[order]
-    starts = torch.searchsorted(ordered, ordered)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[order] = (torch.arange(len(labels)) - starts) % 2 == 0
-    return chosen
-
-
-def _drawn_anew(
-    labels: Int[Tensor, " sample"], generator: torch.Generator
-) -> Int[Tensor, " sample"]:
-    """As many samples of each class, with replacement."""
-    order = labels.argsort(stable=True)
-    ordered = labels[order]
-    starts = torch.searchsorted(ordered, ordered)
-    sizes = torch.searchsorted(ordered, ordered, right=True) - starts
-    places = (torch.rand(len(labels), generator=generator) * sizes).long()
-    return order[starts + places]

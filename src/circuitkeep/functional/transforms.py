@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitkeep.functional.weights import in_float64
+from circuitkeep.functional.weights import gram, in_float64
 
 
 class Transform(NamedTuple):
@@ -137,6 +137,87 @@ def subspace_overlap(
         From 0 to 1; a random pair has :math:`\max(r, s) / d` on average.
     """
     return principal_angles(x, y).cos().square().mean(-1)
+
+
+def product_cosine(
+    a: Float[Tensor, "*batch d r"],
+    b: Float[Tensor, "*batch r e"],
+    kept_a: Float[Tensor, "*batch d s"],
+    kept_b: Float[Tensor, "*batch s e"],
+) -> Float[Tensor, "*batch"]:
+    """Cosine of the angle between two maps as vectors of d x e numbers: 1 if they differ in size.
+
+    Returns:
+        From -1 to 1; 0 where one of them is 0. Differentiable, in float64.
+    """
+    _, (a, b, c, d) = in_float64(a, b, kept_a, kept_b)
+    shared = ((c.mT @ a) * (d @ b.mT)).sum((-2, -1))
+    sizes = squared_norm(a, b) * squared_norm(c, d)
+    return shared * sizes.masked_fill(sizes == 0, 1).rsqrt()
+
+
+def spectrum_ranks(
+    a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch r e"]
+) -> Float[Tensor, "*batch order"]:
+    r"""Logarithms of a map's effective ranks (Rényi's), by power sums instead of singular values.
+
+    .. math:: \frac{1}{1 - \alpha} \log \sum_i p_i^\alpha, \quad
+              p_i = s_i^2 / \textstyle\sum_j s_j^2, \quad \alpha = 2, 3, 4
+
+    Rotating what is read and what is written, each by itself, changes nothing.
+
+    Returns:
+        From 0, for a single direction, to log r, for r alike; 0 for the zero map. Differentiable,
+        in float64; unlike singular values it does not wait for the device.
+    """
+    _, (a, b) = in_float64(a, b)
+    square = gram(a) @ gram(b.mT)
+    size = _trace(square)
+    empty = size == 0
+    share = square / size.masked_fill(empty, 1)[..., None, None]
+    powers = [share @ share]
+    powers += [powers[-1] @ share, powers[0] @ powers[0]]
+    sums = torch.stack([_trace(power) for power in powers], -1)
+    orders = torch.arange(2, 5, device=sums.device)
+    return sums.masked_fill(empty[..., None], 1).log() / (1 - orders)
+
+
+def recurrences(
+    a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch r d"]
+) -> Float[Tensor, "*batch power"]:
+    r"""How far a map sends directions to themselves when it is applied once, twice, four times.
+
+    .. math:: \frac{\operatorname{tr} M}{\sqrt r \lVert M \rVert_F}, \quad
+              \frac{\operatorname{tr} M^2}{\operatorname{tr} M M^\top}, \quad
+              \frac{\operatorname{tr} M^4}{\operatorname{tr} (M M^\top)^2}
+
+    Rotating the space in which it reads and writes changes nothing; rotating what is read alone
+    does.
+
+    Returns:
+        Each from -1 to 1: 1 for a projection, (-1, 1, 1) for its opposite; 0 for the zero map.
+        Differentiable, in float64.
+    """
+    _, (a, b) = in_float64(a, b)
+    core, square = b @ a, gram(a) @ gram(b.mT)
+    twice = core @ core
+    size = _trace(square)
+    traces = torch.stack([_trace(core), _trace(twice), _trace(twice @ twice)], -1)
+    most = [(core.shape[-1] * size).where(size > 0, 1).sqrt(), size, _trace(square @ square)]
+    sizes = torch.stack(most, -1)
+    return traces / sizes.masked_fill(sizes == 0, 1)
+
+
+def squared_norm(
+    a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch r e"]
+) -> Float[Tensor, "*batch"]:
+    """Squared Frobenius norm of a map, in float64."""
+    _, (a, b) = in_float64(a, b)
+    return (gram(a) * gram(b.mT)).sum((-2, -1))
+
+
+def _trace(matrix: Float[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _square(transform: Transform) -> bool:

@@ -73,6 +73,7 @@ def base_reference(
     reference = capture_reference(
         backend, circuit, rows, penalty.needs, penalty.all_queries, fingerprint
     )
+    penalty.check_pool(reference.rows.labels)
     if training.is_first:
         reference.save(path)
     return reference, path

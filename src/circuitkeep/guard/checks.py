@@ -48,20 +48,24 @@ def refuse_backend(owner: str, backend: Backend, needs: frozenset[Need]) -> None
         raise ValueError(
             f"{owner}: the weights of heads are read outside the model's forward pass, where FSDP "
             "holds those of each layer in shards; leave the terms that need weights out "
-            "(HeadWeightDrift, CompositionDrift), train by DDP, or let FSDP wrap the module whole "
-            "(FSDPStrategy without auto_wrap_policy)"
+            "(HeadWeightDrift, CompositionDrift, OVTransformDrift), train by DDP, or let FSDP wrap "
+            "the module whole (FSDPStrategy without auto_wrap_policy)"
         )
 
 
 def check_reach(
-    circuit: Circuit, terms: Mapping[str, Tensor], below: int, reach: Reach, module: nn.Module
+    circuit: Circuit,
+    terms: Mapping[str, Tensor],
+    needs: frozenset[Need],
+    reach: Reach,
+    module: nn.Module,
 ) -> None:
     """Refuse a penalty whose gradient does not come to the weights that it should.
 
     Args:
-        circuit: Named in the message.
+        circuit: Whose penalty it is.
         terms: Of the penalty; each by itself.
-        below: How many layers, from the first, write into what the penalty reads.
+        needs: What the penalty reads.
         reach: Which weights those layers used.
         module: The module whose parameters are trained.
 
@@ -76,6 +80,7 @@ def check_reach(
                 "gradient (reentrant checkpointing, no_grad, detach); train some of them, or "
                 "leave the term out"
             )
+    below = _layers_below(circuit, needs, len(reach.used))
     missed = reach.missed(sum(terms.values()), below, module)  # type: ignore[arg-type]
     if missed is not None:
         raise ValueError(
@@ -114,3 +119,12 @@ def check_finite(
                 "base the heads of some role pay no attention to their targets, so nothing can be "
                 "retained of it; constrain kind='behaviour', or leave the role out of the circuit"
             )
+
+
+def _layers_below(circuit: Circuit, needs: frozenset[Need], n_layers: int) -> int:
+    """How many layers, from the first, write into what a penalty reads in a pass."""
+    if "log_probs" in needs:
+        return n_layers
+    manifolds = [one.layer + 1 for one in circuit.manifolds if "manifolds" in needs]
+    heads = [head.layer for head in circuit.heads]
+    return max(manifolds + heads if needs - {"manifolds", "weights"} else manifolds, default=0)

@@ -24,7 +24,7 @@ from circuitkeep.guard.subject import as_circuit, as_probe
 from circuitkeep.guard.training import Training, part_of
 from circuitkeep.penalties import Activations, BehaviourKL, PatternDivergence, Penalty, Sum
 from circuitkeep.probes import Probe, build_probe
-from circuitkeep.reference import Question, Reference
+from circuitkeep.reference import Question, Reference, check_manifolds
 
 
 class Guard:
@@ -62,6 +62,7 @@ class Guard:
         if penalty is None:
             penalty = Sum({"pattern": PatternDivergence(), "behaviour": BehaviourKL()})
         self.penalty = penalty if isinstance(penalty, Sum) else Sum({"drift": penalty})
+        check_manifolds(self.circuit, self.penalty.needs)
         self.probe = as_probe(probe)
         check_settings(
             self.owner,
@@ -239,14 +240,13 @@ class Guard:
         drawn = torch.randperm(len(reference), generator=generator)[:n_rows]
         part, share = part_of(drawn, training)
         rows, before = reference.select(part, backend.device)
-        last = max(head.layer for head in self.circuit.heads)
-        below = backend.n_layers if "log_probs" in self.penalty.needs else last
+        needs = self.penalty.needs
 
         def loss(now: Activations, reach: Reach | None) -> Tensor:
             terms = self.penalty.terms_of(now, before, rows.labels)
             penalty = self.penalty.weigh(terms)
             if reach is not None and not self._reached:
-                check_reach(self.circuit, terms, below, reach, training.root)
+                check_reach(self.circuit, terms, needs, reach, training.root)
                 self._reached = True
             more: dict[str, Tensor] = {}
             if self._multiplier is not None:
@@ -260,7 +260,7 @@ class Guard:
                 check_finite(self.circuit, detached, more, step)
             return penalty * (share * scale)
 
-        question = Question(rows, self.circuit, self.penalty.needs)
+        question = Question(rows, self.circuit, needs)
         return Due(backend, question, loss, first=not self._reached, drop=self._drop)
 
     def _follow(self, backend: Backend, step: int, training: Training) -> None:

@@ -91,6 +91,7 @@ def frame_of(points: Float[Tensor, "point d"], dimensions: int) -> Float[Tensor,
     return torch.linalg.svd(centred, full_matrices=False).Vh[:dimensions].mT.to(points)
 
 
+@torch.no_grad()
 def manifold_rows(
     backend: Backend, batch: ProbeBatch, manifolds: Sequence[Manifold]
 ) -> dict[str, ManifoldRows]:
@@ -123,6 +124,7 @@ def manifold_rows(
     return found
 
 
+@torch.no_grad()
 def manifold_samples(
     backend: Backend, batch: ProbeBatch, manifolds: Sequence[Manifold]
 ) -> dict[str, Samples]:
@@ -167,7 +169,6 @@ def check_variables(batch: ProbeBatch, manifolds: Iterable[Manifold]) -> None:
             )
 
 
-@torch.no_grad()
 def _passes(
     backend: Backend, batch: ProbeBatch, manifolds: Sequence[Manifold]
 ) -> Iterator[tuple[Manifold, Int[Tensor, "chunk pos"], Float[Tensor, "chunk pos d"]]]:

@@ -64,7 +64,11 @@ def base_style() -> str:
 
 
 def shared_script(name: str) -> str:
-    """A file of this room, as ``sorting.js``: it makes tables of class ``sorts`` sort."""
+    """A file of this room.
+
+    ``sorting.js`` makes tables of class ``sorts`` sort; ``charts.js`` draws the charts of the page's
+    data where the page has ``data-chart`` with their number.
+    """
     return (HERE / name).read_text(encoding="utf-8")
 
 

@@ -31,6 +31,12 @@ class Activations:
         attribution: A reference alone: `written` along `direction`, in logits.
         effect: Log-probability of each answer less what it is with the guarded heads ablated, in
             nats.
+        points: What the residual stream is, on average over a row's positions, where the variable
+            of each of the circuit's manifolds is in the same stretch of values; fp32 at least.
+        spread: A reference alone: mean squared distance of each manifold's points from their
+            centre, over all its rows.
+        frames: A reference alone: their principal directions, as many as the manifold's subspace
+            has; others are 0.
         heads: Layer and index of each guarded head; not in a reference.
         W_Q, W_K, W_V, W_O: Each guarded head's weights, the biases of the first three as last row.
         turns: A reference alone: how rotary models turn queries at some offsets; None if they do
@@ -46,6 +52,9 @@ class Activations:
     direction: Float[Tensor, "answer d_model"] | None = None
     attribution: Float[Tensor, "answer head"] | None = None
     effect: Float[Tensor, " answer"] | None = None
+    points: Float[Tensor, "batch manifold point d_model"] | None = None
+    spread: Float[Tensor, " manifold"] | None = None
+    frames: Float[Tensor, "manifold d_model k"] | None = None
     heads: tuple[tuple[int, int], ...] | None = None
     W_Q: Float[Tensor, "head d_model_1 d_head"] | None = None
     W_K: Float[Tensor, "head d_model_1 d_head"] | None = None
@@ -63,12 +72,15 @@ class Labels:
         target_mask: Per head: queries that have a target key for one of the head's roles.
         target: Per head: the target keys of its roles, at those queries.
         answer_row: The row of each answer.
+        point_mask: Points of each manifold that have a position in the row; None where no penalty
+            reads manifolds.
     """
 
     query_mask: Bool[Tensor, "batch query"]
     target_mask: Bool[Tensor, "batch head query"]
     target: Bool[Tensor, "batch head query key"]
     answer_row: Int[Tensor, " answer"]
+    point_mask: Bool[Tensor, "batch manifold point"] | None = None
 
     def counted(self, queries: str) -> Bool[Tensor, "batch head query"]:
         """The queries that a penalty over "target" or over "all" queries counts."""
@@ -77,7 +89,17 @@ class Labels:
         return self.query_mask[:, None].expand_as(self.target_mask)
 
 
-Need = Literal["pattern", "z", "result", "log_probs", "answers", "weights", "attribution", "effect"]
+Need = Literal[
+    "pattern",
+    "z",
+    "result",
+    "log_probs",
+    "answers",
+    "weights",
+    "attribution",
+    "effect",
+    "manifolds",
+]
 
 
 class Penalty(nn.Module):
@@ -96,6 +118,13 @@ class Penalty(nn.Module):
         """Whether it reads every real query, not only those with a target."""
         return False
 
+    def check_pool(self, labels: Labels) -> None:
+        """Refuse a pool of rows on which it would hold nothing; most hold something on any.
+
+        Raises:
+            ValueError: With the remedy.
+        """
+
     @abstractmethod
     def forward(
         self, now: Activations, reference: Activations, labels: Labels
@@ -106,7 +135,7 @@ class Penalty(nn.Module):
 def compared(
     now: Activations,
     reference: Activations,
-    name: Literal["pattern", "output", "log_probs", "effect", "W_Q", "W_K", "W_V", "W_O"],
+    name: Literal["pattern", "output", "log_probs", "effect", "points", "W_Q", "W_K", "W_V", "W_O"],
 ) -> tuple[Tensor, Tensor]:
     """What the reference holds under `name`, without gradient and on the device of now; and now.
 

@@ -67,6 +67,11 @@ class Sum(Penalty):
         """Whether any term reads every real query."""
         return any(term.all_queries for term in self._penalties().values())
 
+    def check_pool(self, labels: Labels) -> None:
+        """Refuse a pool of rows on which some term would hold nothing."""
+        for term in self._penalties().values():
+            term.check_pool(labels)
+
     def terms_of(
         self, now: Activations, reference: Activations, labels: Labels
     ) -> dict[str, Float[Tensor, ""]]:

@@ -3,6 +3,7 @@
 from circuitkeep.probes.base import NO_VALUE, Effect, Probe, ProbeBatch, ProbeContext, Split
 from circuitkeep.probes.build import build_probe, describe, probe_fingerprint
 from circuitkeep.probes.key_value_recall import KeyValueRecall
+from circuitkeep.probes.line_breaks import LineBreaks
 from circuitkeep.probes.mixture import Mixture
 from circuitkeep.probes.own_samples import OwnSamples
 from circuitkeep.probes.repeated import RepeatedTokens
@@ -20,6 +21,7 @@ __all__ = [
     "TEXT_VARIABLES",
     "Effect",
     "KeyValueRecall",
+    "LineBreaks",
     "Mixture",
     "OwnSamples",
     "Probe",

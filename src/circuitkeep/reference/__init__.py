@@ -8,6 +8,7 @@ from circuitkeep.reference.kept import (
     fingerprint_probe,
     load_reference,
 )
+from circuitkeep.reference.points import check_manifolds
 from circuitkeep.reference.rows import GuardedRows, Question, guard_rows, observe, observe_all
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Question",
     "Reference",
     "capture_reference",
+    "check_manifolds",
     "fingerprint_circuit",
     "fingerprint_probe",
     "guard_rows",

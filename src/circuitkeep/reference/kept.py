@@ -21,6 +21,7 @@ from circuitkeep.capture.weights import head_maps, head_turns
 from circuitkeep.circuits import Circuit, dump_circuit
 from circuitkeep.files import replacing
 from circuitkeep.functional import coarse_log_probs
+from circuitkeep.functional.procrustes import spread_and_frames
 from circuitkeep.penalties import Activations, Labels
 from circuitkeep.penalties.attribution import attributed
 from circuitkeep.penalties.base import Need
@@ -93,11 +94,13 @@ class Reference:
                 labels.target_mask[index],
                 labels.target[index],
                 order[:, 0],
+                None if labels.point_mask is None else labels.point_mask[index],
             ),
             rows.positions,
             rows.answer_slot[order[:, 1]],
             None if rows.answer is None else rows.answer[order[:, 1]],
             rows.means,
+            None if rows.stretches is None else rows.stretches[index],
         ).to(device)
         there = index.to(device, non_blocking=True)
         answers = order[:, 1].to(device, non_blocking=True)
@@ -115,6 +118,7 @@ class Reference:
             direction=rows_of(now.direction, answers),
             attribution=rows_of(now.attribution, answers),
             effect=rows_of(now.effect, answers),
+            points=rows_of(now.points, there),
         )
 
     def to(self, device: torch.device) -> Reference:
@@ -154,7 +158,7 @@ def capture_reference(
 
     Gradient, dropout and random state are left alone; see `circuitkeep.capture.probe_mode`.
     """
-    pool = guard_rows(batch, circuit, all_queries, "attribution" in needs)
+    pool = guard_rows(batch, circuit, all_queries, "attribution" in needs, "manifolds" in needs)
     if "effect" in needs:
         pool = replace(pool, means=mean_outputs(backend, circuit.heads, batch))
     directions = answer_directions(backend, batch) if "attribution" in needs else None
@@ -172,6 +176,13 @@ def capture_reference(
         return torch.cat(present) if present else None
 
     activations = Activations(**{item.name: join(item.name) for item in fields(Activations)})  # type: ignore[arg-type]
+    if "manifolds" in needs:
+        assert activations.points is not None
+        assert pool.labels.point_mask is not None
+        present = pool.labels.point_mask.to(backend.device)
+        dimensions = torch.tensor([one.dimensions for one in circuit.manifolds]).to(present.device)
+        spread, frames = spread_and_frames(activations.points, present, dimensions)
+        activations = replace(activations, spread=spread, frames=frames)
     if "weights" in needs:
         maps = vars(head_maps(backend, circuit.heads))
         kept = {name: value.detach().clone() for name, value in maps.items()}

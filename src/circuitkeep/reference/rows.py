@@ -17,6 +17,7 @@ from circuitkeep.circuits import Circuit
 from circuitkeep.penalties import Activations, Labels
 from circuitkeep.penalties.base import Need
 from circuitkeep.probes import ProbeBatch
+from circuitkeep.reference.points import points_of, stretches_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class GuardedRows:
         answer_slot: For each answer, where its position stands in `positions`.
         answer: Its token.
         means: What takes the place of the guarded heads' outputs when they are ablated.
+        stretches: Which point of each of the circuit's manifolds a position belongs to; `NO_VALUE`
+            for none.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -41,27 +44,28 @@ class GuardedRows:
     answer_slot: Int[Tensor, " answer"]
     answer: Int[Tensor, " answer"] | None = None
     means: Float[Tensor, "head d_head"] | None = None
+    stretches: Int[Tensor, "batch manifold pos"] | None = None
 
     def to(self, device: torch.device | str) -> GuardedRows:
         """The same rows on another device, but for `positions`."""
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
+        def moved(part: GuardedRows | Labels) -> dict[str, Tensor]:
+            values = {item.name: getattr(part, item.name) for item in fields(part)}
+            return {
+                name: value.to(device, non_blocking=True)
+                for name, value in values.items()
+                if isinstance(value, Tensor) and name != "positions"
+            }
 
-        labels = Labels(*(move(getattr(self.labels, f.name)) for f in fields(Labels)))
-        return GuardedRows(
-            move(self.tokens),
-            move(self.queries),
-            labels,
-            self.positions,
-            move(self.answer_slot),
-            None if self.answer is None else move(self.answer),
-            None if self.means is None else move(self.means),
-        )
+        return replace(self, **moved(self), labels=replace(self.labels, **moved(self.labels)))
 
 
 def guard_rows(
-    batch: ProbeBatch, circuit: Circuit, all_queries: bool, answers: bool = False
+    batch: ProbeBatch,
+    circuit: Circuit,
+    all_queries: bool,
+    answers: bool = False,
+    manifolds: bool = False,
 ) -> GuardedRows:
     """Choose the queries of each row and label them for each head of the circuit.
 
@@ -70,6 +74,10 @@ def guard_rows(
         circuit: Its roles are labelled by the batch.
         all_queries: Take every real position, not only those with a target.
         answers: Take the positions of the answers too.
+        manifolds: Say which positions make the points of the circuit's manifolds.
+
+    Raises:
+        ValueError: See `circuitkeep.reference.points.stretches_of`.
     """
     roles = [
         torch.stack([batch.targets[r.name] for r in circuit.roles if head in r.heads]).any(0)
@@ -91,7 +99,11 @@ def guard_rows(
     chosen = target.transpose(1, 2)[rows, queries].transpose(1, 2) & query_mask[:, None, :, None]
     positions, answer_slot = torch.unique(batch.answer_position, return_inverse=True)
     labels = Labels(query_mask, chosen.any(-1), chosen, batch.answer_row)
-    return GuardedRows(batch.tokens, queries, labels, positions, answer_slot, batch.answer)
+    found = GuardedRows(batch.tokens, queries, labels, positions, answer_slot, batch.answer)
+    if not manifolds:
+        return found
+    stretches, present = stretches_of(batch, circuit)
+    return replace(found, stretches=stretches, labels=replace(labels, point_mask=present))
 
 
 @dataclass(frozen=True)
@@ -111,11 +123,12 @@ class Question:
     @property
     def sites(self) -> Sites:
         """Where the answer is found."""
-        heads = self.circuit.heads
+        heads, manifolds = self.circuit.heads, "manifolds" in self.needs
         return Sites(
             pattern=heads if "pattern" in self.needs else (),
             z=heads if "z" in self.needs else (),
             result=heads if {"result", "attribution"} & self.needs else (),
+            resid=tuple(m.layer for m in self.circuit.manifolds) if manifolds else (),
             logits=bool({"log_probs", "effect"} & self.needs),
         )
 
@@ -197,6 +210,10 @@ def _run(
         now = Activations(pattern, output, log_probs)
         if "attribution" in question.needs:
             now = replace(now, written=_at_answers(found.result[own], rows))
+        if "manifolds" in question.needs:
+            assert rows.stretches is not None
+            stream = found.resid[own, :, : rows.tokens.shape[1]]
+            now = replace(now, points=points_of(stream, rows.stretches))
         answers.append(now)
     return answers, logits
 

@@ -19,7 +19,7 @@ def render_page(report: SweepReport) -> str:
     """The report as a page: a plot per circuit, a table that sorts, the runs, and the method.
 
     Self-contained: style, scripts and plotly.js (5 MB) are inlined; names from outside are
-    escaped. The plots are drawn by the script of the comparison's page.
+    escaped.
     """
     here, beside = Path(__file__), Path(str(compare.__file__))
     circuits = list(report.circuits)
@@ -43,7 +43,7 @@ def render_page(report: SweepReport) -> str:
         + here.with_name("page.css").read_text(encoding="utf-8"),
         [
             get_plotlyjs(),
-            beside.with_name("page.js").read_text(encoding="utf-8"),
+            shared_script("charts.js"),
             shared_script("sorting.js"),
         ],
         {"charts": charts},

@@ -47,7 +47,7 @@ const drawPlace = (place) => {
   const { annotations = [], ...cells } = chart.frames[Number(place.dataset.frame)].data[0];
   return drawChart(place, {
     ...chart,
-    data: [{ ...chart.data[0], ...cells }],
+    data: [{ ...chart.data[0], ...cells }, ...chart.data.slice(1)],
     layout: { ...chart.layout, annotations },
   });
 };
