@@ -295,9 +295,14 @@ def table(found: list[dict[str, Any]]) -> str:
         runs = [run for run in found if (run["penalty"], run["weight"]) == key]
         cells = [[run[name] for run in runs] for name in COLUMNS]
         cells += [[run["geometry"][name][part] for run in runs] for name, part in shapes]
-        shown = [f"{mean(cell):.3f} ({min(cell):.3f}-{max(cell):.3f})" for cell in cells]
-        lines.append(f"| {key[0]} | {key[1]:g} | " + " | ".join(shown) + " |")
+        lines.append(f"| {key[0]} | {key[1]:g} | " + " | ".join(map(shown, cells)) + " |")
     return "\n".join(lines)
+
+
+def shown(values: list[float]) -> str:
+    """The mean, and the ends where there are several."""
+    ends = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{ends}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ CIRCUITS = {
     for path in sorted((CONFIGS / "circuit").glob("*.yaml"))
     if path.stem not in ("file", "none")
 }
-SHAPES = {"gpt2-small": (12, 12), "attn-only-4l": (4, 8), "stories260k": (5, 8), "linebreaks": (4, 6)}
+SHAPES = {
+    "gpt2-small": (12, 12),
+    "attn-only-4l": (4, 8),
+    "stories260k": (5, 8),
+    "linebreaks": (4, 6),
+}
 PROBES = {
     path.stem: yaml.safe_load(path.read_text())
     for path in sorted((CONFIGS / "probe").glob("*.yaml"))

@@ -13,6 +13,7 @@ from circuitkeep.checks.explain import explain
 from circuitkeep.checks.geometry import read_geometry_tests
 from circuitkeep.checks.pin import pinned_plan
 from circuitkeep.circuits import Circuit, CircuitError, Head, Manifold, Role, save_circuit
+from circuitkeep.functional.manifolds import transform_drift
 from circuitkeep.nightly.suite import measure
 
 PLACES = Manifold("places", "position", 0, (1, 12), 1, 3)
@@ -97,13 +98,23 @@ def test_the_same_model_passes(folder):
 
 
 def test_turning_the_stream_keeps_the_shape_and_not_the_place(folder):
-    found, *_ = judged(folder, "turned", {"places": {"shape": 0.99, "place": 0.9}}, "llama")
+    found, examination, plan = judged(
+        folder, "turned", {"places": {"shape": 0.99, "place": 0.9}}, "llama"
+    )
     shape, place = found.values()
     assert shape.verdict == Verdict.PASSED
     assert shape.value == pytest.approx(1, abs=1e-4)
     assert place.verdict == Verdict.FAILED
     assert "in the stream's own basis" in place.unit
     assert "own basis" not in shape.unit
+    base, now = (
+        evidence.manifolds["places"]
+        for evidence in (examination.base_evidence(plan), examination.evidence(plan))
+    )
+    drift = transform_drift(base.means(), now.means(), PLACES.dimensions)
+    assert drift.shape.item() == pytest.approx(1, abs=1e-4)
+    assert drift.log_scale.item() == pytest.approx(0, abs=1e-4)
+    assert drift.tilt.item() > 0.1
 
 
 def test_another_model_fails_and_is_told_where(folder):

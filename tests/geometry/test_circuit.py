@@ -58,7 +58,9 @@ def flat(value, path=""):
 
 
 def test_turning_the_stream_of_a_whole_model_changes_no_number(llama):
-    transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers=2, d_model=32, n_features=30))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers=2, d_model=32, n_features=30))
     circuit = circuit_of(LETTERS, NUMBERS, LATER)
     numbers = []
     for model in (llama, rotated(llama)):

@@ -15,7 +15,8 @@ from circuitkeep.circuits import CircuitError, Head, Manifold
 from circuitkeep.manifolds import check_variables
 from circuitkeep.probes import NO_VALUE, ProbeBatch, classes_of
 
-_CHUNK = 32
+_CHUNK, _NUMBERS_AT_ONCE = 32, 2**27
+"""At most, of rows and of numbers captured: half a gigabyte of them in fp32."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def class_means(
     turned = any(position_turns(backend, layer, 1, backend.d_head) is not None for layer in layers)
     places = batch.tokens.shape[1] if turned else 1
     sums = [_Sums(one, places) for one in manifolds]
-    for rows in torch.arange(len(batch)).split(_CHUNK):
+    # Queries, keys, outputs, stream and MLP of every layer.
+    per_row = 5 * backend.n_layers * backend.n_heads * backend.d_head * batch.tokens.shape[1]
+    for rows in torch.arange(len(batch)).split(min(_CHUNK, max(1, _NUMBERS_AT_ONCE // per_row))):
         part = batch.select(rows).to(backend.device)
         with probe_mode(backend.model), backend.capture(sites) as captured:
             backend.forward(part.tokens)

@@ -69,17 +69,11 @@ def manifold_drift(
         seed: Of the draws.
 
     Raises:
-        ValueError: If the prompts are not the same, or the points do not span the manifold's
-            dimensions.
+        ValueError: If the prompts are fewer than two or not the same, or the points do not span
+            the manifold's dimensions.
     """
     estimates = drift_estimates(base, now, draws, level, seed)
     return ManifoldDrift(**estimates, null=drift_of_halves(base, draws, level, seed))
-
-
-def drift_figures(base: ManifoldRows, now: ManifoldRows) -> dict[str, float]:
-    """The figures alone, by name; see `manifold_drift`."""
-    found = transform_drift(base.means(), now.means(), base.manifold.dimensions)
-    return {name: value.item() for name, value in found._asdict().items()}
 
 
 def drift_values(
@@ -121,7 +115,11 @@ def drift_estimates(
     Source:
         Rubin 1981, "The Bayesian bootstrap", Annals of Statistics 9(1); Davison &
         Hinkley 1997, "Bootstrap Methods and their Application", chapter 5.2.
+
+    Raises:
+        ValueError: See `manifold_drift`.
     """
+    _check_rows(base)
     if base.sums.shape != now.sums.shape or not torch.equal(base.counts, now.counts):
         raise ValueError(
             f"manifold {base.manifold.name!r}: the two models were measured on other prompts "
@@ -164,7 +162,7 @@ def drift_of_halves(
 ) -> TransformDrift:
     """The figures between random halves of the prompts: what there is of them without any drift.
 
-    A class that a half has no sample of counts as unmoved there.
+    A class that a half has no sample of is taken to lie at the centre of the others in both.
 
     Returns:
         Of each figure the quantile that a share `level` of the draws does not go beyond.
@@ -172,9 +170,8 @@ def drift_of_halves(
     Raises:
         ValueError: For fewer than two prompts.
     """
+    _check_rows(base)
     rows = len(base.counts)
-    if rows < 2:
-        raise ValueError(f"two halves of the prompts need at least 2, got {rows}")
     generator = torch.Generator().manual_seed(seed)
     first = torch.rand(draws, rows, generator=generator).argsort(1) < rows // 2
     drawn = _joined([_between(base, part) for part in first.split(_AT_ONCE)])
@@ -204,6 +201,14 @@ def moved_classes(base: ManifoldRows, now: ManifoldRows, strict: bool) -> list[t
     far = (y - x).norm(dim=1) / centred.square().sum(1).mean().sqrt()
     order = far.argsort(descending=True, stable=True).tolist()
     return [(base.manifold.value_of(number), far[number].item()) for number in order]
+
+
+def _check_rows(base: ManifoldRows) -> None:
+    if len(base.counts) < 2:
+        raise ValueError(
+            f"the drift of manifold {base.manifold.name!r} needs at least 2 prompts, to know their "
+            f"noise; got {len(base.counts)}"
+        )
 
 
 def _means(rows: ManifoldRows, weights: Float[Tensor, "draw row"]) -> Float[Tensor, "draw class d"]:
@@ -245,12 +250,12 @@ def _if_noise_is_shared(
 def _between(base: ManifoldRows, first: Bool[Tensor, "draw row"]) -> TransformDrift:
     halves = [_means(base, half.double()) for half in (first, ~first)]
     known = ~(halves[0] + halves[1]).isnan().any(-1, keepdim=True)
-    # At the centre of the others a class has no part in any figure but the radius.
     filled = [
         half.where(known, half.where(known, 0).sum(1, keepdim=True) / known.sum(1, keepdim=True))
         for half in halves
     ]
-    return transform_drift(filled[0], filled[1], base.manifold.dimensions)
+    points = torch.cat(filled, 1)
+    return drift_of_products(points @ points.mT, base.manifold.dimensions)
 
 
 def _joined(parts: list[TransformDrift]) -> TransformDrift:

@@ -66,8 +66,8 @@ def base_style() -> str:
 def shared_script(name: str) -> str:
     """A file of this room.
 
-    ``sorting.js`` makes tables of class ``sorts`` sort; ``charts.js`` draws the charts of the page's
-    data where the page has ``data-chart`` with their number.
+    ``sorting.js`` makes tables of class ``sorts`` sort; ``charts.js`` draws the charts among the
+    page's data where the page has ``data-chart`` with their number.
     """
     return (HERE / name).read_text(encoding="utf-8")
 

@@ -109,11 +109,11 @@ def read_lines(
     """
     first = _first_tokens({word for text in words for word in text}, tokenizer)
     start = 0 if bos is None else 1
-    columns = np.full((len(Known._fields), len(words), length), NO_VALUE)
+    columns = np.full((len(_Known._fields), len(words), length), NO_VALUE)
     for row, (text, width) in enumerate(zip(words, widths, strict=True)):
         known = np.stack(_known(text, width, tokenizer, first))[:, : length - start]
         columns[:, row, start : start + known.shape[1]] = known
-    found = Known(*torch.from_numpy(columns))
+    found = _Known(*torch.from_numpy(columns))
     mask = found.characters != NO_VALUE
     newline = found.newline == 1
     if bos is not None:
@@ -122,7 +122,7 @@ def read_lines(
     return Lines(found.tokens, mask, newline, *found[2:])
 
 
-class Known(NamedTuple):
+class _Known(NamedTuple):
     """The columns of `Lines` without the mask, for one text or all."""
 
     tokens: Any
@@ -134,7 +134,7 @@ class Known(NamedTuple):
     next_token: Any
 
 
-def _known(text: Sequence[str], width: int, tokenizer: Any, first: Mapping[str, int]) -> Known:
+def _known(text: Sequence[str], width: int, tokenizer: Any, first: Mapping[str, int]) -> _Known:
     wrapped = wrap(text, width)
     read = tokenizer(wrapped, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     begin, end = np.array(read["offset_mapping"]).T
@@ -148,17 +148,15 @@ def _known(text: Sequence[str], width: int, tokenizer: Any, first: Mapping[str, 
     # Several tokens may stand for one letter; a word ends with the last of them.
     complete = np.append(begin[1:] >= end[:-1], True)
     ends = complete & ~blank[last] & blank[end] & (blanks[last] + 1 < len(text))
-    following: list[str] = [
-        text[word + 1] if here else ""
-        for word, here in zip(blanks[last].tolist(), ends.tolist(), strict=True)
-    ]
+    words: list[int] = blanks[last].tolist()
+    following = [text[word + 1] if here else "" for word, here in zip(words, ends, strict=True)]
     newline = lines[last] > lines[begin] - broken[begin]
     if broken.any() and not newline.any():
         raise ValueError(
             "the tokenizer loses line breaks: no token of a text in lines holds one; use another "
             "tokenizer, or model=linebreaks"
         )
-    return Known(
+    return _Known(
         tokens=np.array(read["input_ids"]),
         newline=newline,
         characters=last - last_break[last],
