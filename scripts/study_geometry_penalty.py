@@ -84,7 +84,7 @@ class EveryToken(LineBreaks):
         )
 
 
-# The same weights for all, settled before the runs.
+# The same weights for all.
 PENALTIES: dict[str, Callable[[], Sum]] = {
     "shape": lambda: Sum({"shape": GeometryDrift("shape")}),
     "place": lambda: Sum({"place": GeometryDrift("place")}),

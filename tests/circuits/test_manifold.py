@@ -51,7 +51,7 @@ def test_a_file_without_manifolds_is_written_without(file):
         ("    layer: 1", "    layers: 1", 11, "unknown key 'layers'; did you mean 'layer'"),
         ("    layer: 1\n", "", 9, "the key 'layer' is missing"),
         ("    layer: 1", "    layer: -2", 11, "layer must be a whole number from -1, got -2"),
-        ("    layer: 1", "    layer: yes", 11, "layer must be a whole number from -1, got True"),
+        ("    layer: 1", "    layer: yes", 11, "layer must be a whole number, got True"),
         ("    step: 2", "    step: 0", 13, "step must be a whole number from 1, got 0"),
         ("[5, 24]", "[24, 5]", 12, "such as [5, 60], got [24, 5]"),
         ("[5, 24]", "5", 12, "such as [5, 60], got 5"),
