@@ -167,23 +167,16 @@ def build_embedded(seed: int) -> LlamaForCausalLM:
     queries in the key-value task, the others have no meaning. The global random state is left
     as it was.
     """
-    config = LlamaConfig(
+    return _llama(
+        seed,
+        100.0,
         vocab_size=64,
         hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=32,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=None,
-        tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
 
 
 def build_attention_only(vocab_size: int, seed: int) -> LlamaForCausalLM:
@@ -194,25 +187,19 @@ def build_attention_only(vocab_size: int, seed: int) -> LlamaForCausalLM:
     tends to learn the rule rather than the examples (Zhang et al. 2024, arXiv:2405.05409). Token 0
     is BOS. The global random state is left as it was.
     """
-    config = LlamaConfig(
+    model = _llama(
+        seed,
+        100.0,
         vocab_size=vocab_size,
         hidden_size=32,
         head_dim=16,
         intermediate_size=1,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=32,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         initializer_range=1e-3,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=None,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".mlp." in name:
@@ -225,19 +212,30 @@ def build_line_breaks(vocab_size: int, context_length: int, seed: int) -> LlamaF
 
     Token 0 is BOS. The global random state is left as it was.
     """
-    config = LlamaConfig(
+    return _llama(
+        seed,
+        1000.0,
         vocab_size=vocab_size,
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=4,
         num_attention_heads=6,
-        num_key_value_heads=6,
         max_position_embeddings=context_length,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+    )
+
+
+def _llama(
+    seed: int, rope_theta: float, tie_word_embeddings: bool = False, **shape: Any
+) -> LlamaForCausalLM:
+    """Untrained, with a key for every query head; token 0 is BOS, and no other is special."""
+    config = LlamaConfig(
+        num_key_value_heads=shape["num_attention_heads"],
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=None,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tie_word_embeddings,
+        **shape,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
