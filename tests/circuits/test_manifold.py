@@ -88,3 +88,4 @@ def test_classes_and_their_values():
     manifold = Manifold("count", "position", 0, (5, 11), step=3, dimensions=1)
     assert manifold.classes == 3
     assert [manifold.value_of(number) for number in range(3)] == [6, 9, 11]
+    assert [manifold.says(number) for number in range(3)] == ["5 to 7", "8 to 10", "11"]

@@ -64,8 +64,16 @@ class Manifold:
 
     def value_of(self, number: int) -> float:
         """The middle of the values that class `number` holds."""
+        return sum(self._ends(number)) / 2
+
+    def says(self, number: int) -> str:
+        """The values that class `number` holds: ``7``, or ``65 to 69``."""
+        first, last = self._ends(number)
+        return str(first) if first == last else f"{first} to {last}"
+
+    def _ends(self, number: int) -> tuple[int, int]:
         first = self.values[0] + number * self.step
-        return (first + min(first + self.step - 1, self.values[1])) / 2
+        return first, min(first + self.step - 1, self.values[1])
 
     @property
     def _where(self) -> str:

@@ -85,9 +85,9 @@ class _Sums:
         per_class = counts.sum(1)
         if not bool(per_class.all()):
             manifold = self.manifold
-            value = manifold.value_of(int(per_class.argmin()))
+            value = manifold.says(int(per_class.argmin()))
             raise CircuitError(
-                f"manifold {manifold.name!r}: {manifold.variable} is never {value:g} on these "
+                f"manifold {manifold.name!r}: {manifold.variable} is never {value} on these "
                 "prompts; give more rows, fewer values or a larger step",
                 *("manifolds", manifold.name, "values"),
             )

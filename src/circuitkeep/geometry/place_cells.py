@@ -104,9 +104,9 @@ def _curves(
         total = total + (active.double().T @ known).cpu()
         counts += known.sum(0).cpu()
     if not bool(counts.all()) or not isinstance(total, Tensor):
-        value = manifold.value_of(int(counts.argmin()))
+        value = manifold.says(int(counts.argmin()))
         raise ValueError(
-            f"manifold {manifold.name!r}: {manifold.variable} is never {value:g} in one half of "
+            f"manifold {manifold.name!r}: {manifold.variable} is never {value} in one half of "
             "these prompts; give more rows, fewer values or a larger step"
         )
     return total / counts

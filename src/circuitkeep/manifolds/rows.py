@@ -77,9 +77,9 @@ class ManifoldRows:
         if bool((counts > 0).all()):
             return
         manifold = self.manifold
-        value = manifold.value_of(int(counts.argmin()))
+        value = manifold.says(int(counts.argmin()))
         raise CircuitError(
-            f"manifold {manifold.name!r}: {manifold.variable} is never {value:g} on these "
+            f"manifold {manifold.name!r}: {manifold.variable} is never {value} on these "
             f"{len(self.counts)} prompts; give more rows, fewer values or a larger step",
             *("manifolds", manifold.name, "values"),
         )
