@@ -7,13 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from circuitkeep.functional.manifolds import (
-    class_means,
     dimension,
     drift_of_products,
     fit_similarity,
-    fourier_shares,
     transform_drift,
-    turning_angles,
 )
 
 WIDE = torch.float64
@@ -43,36 +40,12 @@ def turned(points, angle, seed=0, cycles=2):
     )
 
 
-def test_class_means():
-    values = torch.tensor([[1.0], [3.0], [10.0]])
-    assert class_means(values, torch.tensor([0, 0, 1]), 2).tolist() == [[2], [10]]
-    with pytest.raises(ValueError, match="class 2 has no sample"):
-        class_means(values, torch.tensor([0, 0, 1]), 3)
-    with pytest.raises(ValueError, match="run from 0 to 0, got 1"):
-        class_means(values, torch.tensor([0, 0, 1]), 1)
-
-
 def test_dimension():
     assert dimension(ring(), 0.89) == 2  # the third cycle holds a tenth of the variance
     assert dimension(ring(), 0.94) == 3
     assert dimension(ring(), 0.99) == 4
     assert dimension(ring() + 7, 0.89) == 2
     assert dimension(torch.ones(5, 3)) == 0
-
-
-def test_turning():
-    line = torch.arange(6.0)[:, None] * torch.randn(1, 4)
-    assert turning_angles(line).abs().max() < 1e-3
-    circle = ring(cycles=(1,))
-    assert_close(turning_angles(circle), torch.full((22,), 2 * math.pi / 24, dtype=WIDE))
-
-
-@pytest.mark.parametrize("points", [24, 25])
-def test_frequencies(points):
-    shares = fourier_shares(ring(points))
-    assert shares[0].item() == pytest.approx(0.9)
-    assert shares[2].item() == pytest.approx(0.1)
-    assert shares.sum().item() == pytest.approx(1)
 
 
 def test_a_planted_similarity_is_read_back():

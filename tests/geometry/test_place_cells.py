@@ -1,10 +1,12 @@
 """A transcoder's features that are planted place cells are found, value by value."""
 
+import math
+
 import pytest
 import torch
 
 from circuitkeep.circuits import CircuitError, Manifold
-from circuitkeep.geometry.place_cells import tiling
+from circuitkeep.geometry.place_cells import _widening, tiling
 from circuitkeep.transcoders import CrossLayerTranscoder, TranscoderConfig
 
 from .conftest import LETTERS, VALUES, batch_of, curve
@@ -32,6 +34,14 @@ def test_planted_cells(planted, transcoder):
     assert found.active == 9
     assert found.covered == pytest.approx(1)
     assert all(2 <= width <= 7 for width in found.widths)
+
+
+def test_widening_by_hand():
+    # Ranks 0, 1.5, 1.5, 3 beside 3, 2, 1, 0.
+    found = _widening(torch.tensor([1.0, 2, 2, 3]), torch.tensor([9.0, 7, 5, 3]))
+    assert found == pytest.approx(-4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(_widening(torch.ones(2), torch.arange(2.0)))
+    assert math.isnan(_widening(torch.arange(4.0), torch.ones(4)))
 
 
 def test_what_does_not_fit_is_refused(planted, transcoder):

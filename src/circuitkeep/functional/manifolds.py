@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitkeep.functional.weights import in_float64
@@ -60,23 +60,6 @@ class TransformDrift(NamedTuple):
     tilt: Float[Tensor, "*draw"]
 
 
-def class_means(
-    values: Float[Tensor, "sample d"], labels: Int[Tensor, " sample"], classes: int
-) -> Float[Tensor, "point d"]:
-    """The mean of every class.
-
-    Raises:
-        ValueError: If a class has no sample, or a label is out of range.
-    """
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(f"labels run from 0 to {classes - 1}, got {int(labels.max())}")
-    counts = torch.bincount(labels, minlength=classes)
-    if not counts.all():
-        raise ValueError(f"class {int(counts.argmin())} has no sample; give more rows")
-    totals = values.new_zeros(classes, values.shape[1]).index_add_(0, labels, values)
-    return totals / counts[:, None]
-
-
 def dimension(points: Float[Tensor, "point d"], share: float = 0.95) -> int:
     """Principal components that it takes to hold a share of the points' variance.
 
@@ -88,27 +71,6 @@ def dimension(points: Float[Tensor, "point d"], share: float = 0.95) -> int:
     if total == 0:
         return 0
     return int((variances.cumsum(0) / total < share * (1 - 1e-12)).sum()) + 1
-
-
-def turning_angles(points: Float[Tensor, "point d"]) -> Float[Tensor, " angle"]:
-    """Angles in radians between each step from a point to the next and the step after it.
-
-    0 along a straight line; a rippled manifold keeps turning.
-    """
-    steps = torch.nn.functional.normalize(points.diff(dim=0), dim=1)
-    return (steps[1:] * steps[:-1]).sum(1).clamp(-1, 1).acos()
-
-
-def fourier_shares(points: Float[Tensor, "point d"]) -> Float[Tensor, " frequency"]:
-    """Share of the points' variance at each whole number of cycles over all of them, from 1 up."""
-    centred = (points - points.mean(0)).double()
-    power = torch.fft.rfft(centred, dim=0).abs().square().sum(1)
-    # All but the highest of an even number stand for two.
-    weights = torch.full_like(power, 2.0)
-    if len(points) % 2 == 0:
-        weights[-1] = 1.0
-    power = (weights * power)[1:]
-    return (power / power.sum().clamp(min=1e-300)).to(points)
 
 
 def fit_similarity(

@@ -156,7 +156,7 @@ def ripple(similarity: Float[Tensor, " distance"]) -> Ripple:
 
 
 def gram_fourier_shares(gram: Float[Tensor, "point point"]) -> Float[Tensor, " frequency"]:
-    """`circuitkeep.functional.manifolds.fourier_shares` of the points, from inner products.
+    """Share of the points' variance at each frequency along their order, from inner products.
 
     Returns:
         Share at each whole number of cycles over all points, from 1 up; with halves, what is only

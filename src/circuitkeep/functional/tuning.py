@@ -95,23 +95,3 @@ def covered(fields: Fields, chosen: Bool[Tensor, " feature"], classes: int) -> f
     places = torch.arange(classes, device=chosen.device)
     within = (fields.first[:, None] <= places) & (places <= fields.last[:, None])
     return within[chosen].any(0).double().mean().item()
-
-
-def rank_correlation(x: Float[Tensor, " pair"], y: Float[Tensor, " pair"]) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing the mean of theirs.
-
-    Returns:
-        NaN for fewer than three pairs, or where one side never changes.
-    """
-    if len(x) < 3:
-        return torch.nan
-    ranks = [_ranks(side) for side in (x, y)]
-    one, other = (rank - rank.mean() for rank in ranks)
-    size = (one.square().sum() * other.square().sum()).sqrt()
-    return float((one * other).sum() / size) if size > 0 else torch.nan
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    below = counts.cumsum(0) - counts
-    return (below + (counts - 1) / 2).double()[place]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from circuitkeep.capture import Backend, Sites, probe_mode
 from circuitkeep.circuits import Manifold
-from circuitkeep.functional.tuning import covered, place_cells, rank_correlation
+from circuitkeep.functional.tuning import covered, place_cells
 from circuitkeep.manifolds import check_variables
 from circuitkeep.probes import NO_VALUE, ProbeBatch, classes_of
 from circuitkeep.transcoders import CrossLayerTranscoder
@@ -33,7 +35,7 @@ class Tiling:
         widths: Of the values at which each has half of its height, in the variable's unit.
         covered: Share of the classes within at least one of these.
         widening: Rank correlation of preferred value and width, over the cells whose stretch ends
-            within the range; NaN for fewer than three.
+            within the range; NaN for fewer than three, or where one side never changes.
     """
 
     manifold: str
@@ -78,8 +80,15 @@ def tiling(
         preferred=tuple(preferred),
         widths=tuple(widths.tolist()),
         covered=covered(fields, chosen, manifold.classes),
-        widening=rank_correlation(torch.tensor(preferred)[clear], widths[clear]),
+        widening=_widening(torch.tensor(preferred)[clear], widths[clear]),
     )
+
+
+def _widening(preferred: Float[Tensor, " cell"], widths: Float[Tensor, " cell"]) -> float:
+    if len(widths) < 3 or preferred.eq(preferred[0]).all() or widths.eq(widths[0]).all():
+        return float("nan")
+    found: Any = stats.spearmanr(preferred.numpy(), widths.numpy())
+    return float(found.statistic)
 
 
 def _curves(
