@@ -226,9 +226,7 @@ class CircuitMonitor(Periodic):
             )
         return self._batches[circuit.name]
 
-    def _values(
-        self, circuit: Circuit, now: CircuitMeasurement, points: Points
-    ) -> dict[str, float]:
+    def _values(self, circuit: Circuit, now: CircuitMeasurement, means: Points) -> dict[str, float]:
         values = {
             f"{role}/score": score.nanmean().item()
             for role, score in now.role_scores(circuit).items()
@@ -242,7 +240,7 @@ class CircuitMonitor(Periodic):
             for kind, share in kept.items():
                 self._warn_of(circuit, kind, share)
             values |= kept | self._moved(circuit, now)
-            values |= drift_values(circuit.manifolds, self._points[circuit.name], points)
+            values |= drift_values(circuit.manifolds, self._points[circuit.name], means)
         prefix = f"circuit/{circuit.name}"
         return {f"{prefix}/{key}": value for key, value in values.items() if math.isfinite(value)}
 
