@@ -10,6 +10,7 @@ from circuitkeep.compare.wording import percent_interval
 from circuitkeep.manifolds.drift import Estimate
 from circuitkeep.manifolds.head_drift import HeadDrift
 from circuitkeep.pages import number, percent, signed
+from circuitkeep.pages.space import manifold_trace, space_axes
 
 HEADINGS = {
     "shape": "shape kept",
@@ -67,31 +68,12 @@ def manifold_chart(report: Report, circuit: str, name: str) -> Chart:
     manifold = report.circuits[circuit].manifolds[name]
     models = [_trace(each, circuit, name) for each in (report.base, *report.checkpoints)]
     variable = label(manifold.variable)
-    texts = [f"{variable} {value:g}" for value in manifold.values]
-    shown = {
-        **models[-1],
-        "type": "scatter3d",
-        "mode": "lines+markers",
-        "text": texts,
-        "hoverinfo": "text",
-        "line": {"color": "var(--muted)", "width": 2},
-        "marker": {
-            "size": 4.5,
-            "color": list(manifold.values),
-            "colorscale": "Viridis",
-            "colorbar": {
-                "title": {"text": variable, "side": "right"},
-                "thickness": 10,
-                "len": 0.6,
-                "outlinewidth": 0,
-            },
-        },
-    }
+    shown = models[-1] | manifold_trace(variable, manifold.values, {}, "right")
     before = {
         **models[0],
         "type": "scatter3d",
         "mode": "lines",
-        "text": [f"base, {text}" for text in texts],
+        "text": [f"base, {text}" for text in shown["text"]],
         "hoverinfo": "text",
         "line": {"color": "var(--bar)", "width": 4, "dash": "dot"},
     }
@@ -116,18 +98,7 @@ def _trace(model: CheckpointResult, circuit: str, name: str) -> dict[str, list[f
 
 
 def _layout() -> Chart:
-    axes = {
-        f"{axis}axis": {
-            "title": {"text": f"PC{place + 1}"},
-            "color": "var(--muted)",
-            "gridcolor": "var(--rule)",
-            "zerolinecolor": "var(--rule)",
-            "backgroundcolor": "rgba(0,0,0,0)",
-            "showspikes": False,
-            "nticks": 5,
-        }
-        for place, axis in enumerate("xyz")
-    }
+    axes = space_axes([f"PC{place + 1}" for place in range(3)])
     # Axes of one scale, so that a circle is round; the view stays where it was turned to.
     camera = {"eye": {"x": 1.6, "y": 1.6, "z": 0.8}, "center": {"x": 0.1, "y": -0.1, "z": -0.15}}
     return {

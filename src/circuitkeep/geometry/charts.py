@@ -12,6 +12,7 @@ from circuitkeep.geometry.heads import HeadGeometry
 from circuitkeep.geometry.manifolds import ManifoldShape
 from circuitkeep.geometry.place_cells import Tiling
 from circuitkeep.pages import number, percent
+from circuitkeep.pages.space import manifold_trace, space_axes
 
 Chart = dict[str, Any]
 """``{"data": [...], "layout": {...}}`` as plotly.js takes it."""
@@ -20,7 +21,6 @@ _SIGNED = [
     *([n / 8, f"var(--minus-{4 - n})"] for n in range(4)),
     *([n / 8 + 0.5, f"var(--heat-{n})"] for n in range(5)),
 ]
-_CLEAR = "rgba(0,0,0,0)"
 _FLATTEST = 0.35
 """Of an axis beside the longest."""
 _LONGEST = 1.7
@@ -33,43 +33,11 @@ def manifold_chart(shape: ManifoldShape) -> Chart:
     x, y, z = map(list, zip(*points, strict=True))
     values = [shape.manifold.value_of(label) for label in range(len(points))]
     variable = escape(shape.manifold.variable, quote=False)
-    trace = {
-        "type": "scatter3d",
-        "mode": "lines+markers",
-        "x": x,
-        "y": y,
-        "z": z,
-        "text": [f"{variable} {value:g}" for value in values],
-        "hoverinfo": "text",
-        "line": {"color": "var(--muted)", "width": 2},
-        "marker": {
-            "size": 4.5,
-            "color": values,
-            "colorscale": "Viridis",
-            # Below, so that the picture has all of a narrow screen.
-            "colorbar": {
-                "orientation": "h",
-                "title": {"text": variable, "side": "bottom"},
-                "thickness": 10,
-                "len": 0.6,
-                "y": 0,
-                "yanchor": "top",
-                "outlinewidth": 0,
-            },
-        },
-    }
-    axes = {
-        f"{axis}axis": {
-            "title": {"text": f"PC{place + 1} ({percent(share)})"},
-            "color": "var(--muted)",
-            "gridcolor": "var(--rule)",
-            "zerolinecolor": "var(--rule)",
-            "backgroundcolor": _CLEAR,
-            "showspikes": False,
-            "nticks": 5,
-        }
-        for place, (axis, share) in enumerate(zip("xyz", (*shape.spectrum, 0.0, 0.0), strict=False))
-    }
+    # Below, so that the picture has all of a narrow screen.
+    below = {"orientation": "h", "y": 0, "yanchor": "top"}
+    trace = {"x": x, "y": y, "z": z, **manifold_trace(variable, values, below, "bottom")}
+    shares = (*shape.spectrum, 0.0, 0.0)[:3]
+    axes = space_axes([f"PC{place + 1} ({percent(share)})" for place, share in enumerate(shares)])
     # Axes of one scale, so that a circle is round; but what is nearly flat is still to be seen.
     ranges = [max(side) - min(side) for side in (x, y, z)]
     ratio = [_LONGEST * max(_FLATTEST, side / max(*ranges, 1e-300)) for side in ranges]

@@ -29,18 +29,18 @@ class Subspace:
     points: Float[Tensor, "class k"]
 
     @classmethod
-    def of(cls, rows: ManifoldRows, dimensions: int | None = None) -> Subspace:
-        """A manifold's own: its principal components, as many as it names or `dimensions`."""
+    def of(cls, rows: ManifoldRows) -> Subspace:
+        """A manifold's own: its principal components, as many as it names."""
         points = rows.means()
-        frame = frame_of(points, dimensions or rows.manifold.dimensions)
+        frame = frame_of(points, rows.manifold.dimensions)
         return cls(rows.manifold.layer, frame.float(), (points @ frame).float())
 
     @classmethod
-    def random(cls, rows: ManifoldRows, seed: int, dimensions: int | None = None) -> Subspace:
+    def random(cls, rows: ManifoldRows, seed: int) -> Subspace:
         """A control: as many directions, drawn evenly from all of the stream's."""
         points = rows.means()
         generator = torch.Generator().manual_seed(seed)
-        k = dimensions or rows.manifold.dimensions
+        k = rows.manifold.dimensions
         drawn = torch.randn(points.shape[1], k, generator=generator, dtype=points.dtype)
         frame = torch.linalg.qr(drawn).Q
         return cls(rows.manifold.layer, frame.float(), (points @ frame).float())
